@@ -1,0 +1,83 @@
+"""What a training program declares before its first step: parts, state, hyperparameters, data.
+
+The dry build writes it down, the genesis signs it, and every later run of the program must declare the same.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from pol.digest import DIGEST_PATTERN
+from pol.statetree import Entry
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
+DigestField = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+
+
+class Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One parameter group of an optimizer: parameter names and static hyperparameters (tagged values)."""
+
+    parameters: list[Name]
+    hyperparameters: dict[str, Any]
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One thing that the program attached."""
+
+    name: Name
+    kind: Literal["module", "optimizer", "schedule", "object", "generator"]
+    type: Name
+    groups: list[Group] = []
+    """Of an optimizer."""
+    dynamic: list[str] = []
+    """Hyperparameters of an optimizer that may change during the run; the others must not."""
+    counted: bool = False
+    """Of a schedule: its argument-free steps are counted, and it is never loaded."""
+
+
+class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file that the build read."""
+
+    name: Name
+    digest: DigestField
+
+
+class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that ``attach``, ``epochs`` and ``batches`` were told."""
+
+    parts: list[Part]
+    entries: list[Entry]
+    """The state before step 0, sorted as in the state tree."""
+    aliases: dict[str, str]
+    """Names of tied tensors, to the name under which each is stored."""
+    epochs: Positive
+    samples: Positive
+    batch_size: Positive
+    drop_last: bool
+    external: list[External]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one epoch, with the last partial one unless it is dropped."""
+        whole, rest = divmod(self.samples, self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+
+def difference(expected: Declaration, found: Declaration) -> str | None:
+    """The first field in which two declarations differ, for a message; None if they are equal."""
+    if expected == found:
+        return None
+    return _difference(msgspec.to_builtins(expected), msgspec.to_builtins(found), "declaration")
+
+
+def _difference(a: Any, b: Any, where: str) -> str | None:
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return next((d for key in a if (d := _difference(a[key], b[key], f"{where}.{key}"))), None)
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return next((d for i, (x, y) in pairs if (d := _difference(x, y, f"{where}[{i}]"))), None)
+    return None if a == b else f"{where}: {str(a)[:120]} became {str(b)[:120]}"

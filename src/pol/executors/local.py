@@ -1,0 +1,99 @@
+"""Training processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol
+
+import msgspec
+
+from pol.errors import ReplayError
+from pol.profile import Profile, environment
+from pol.replay.messages import EventType, Failed, JobType
+
+
+class Executor(Protocol):
+    """Runs one job at a time and yields its events."""
+
+    def run(self, job: JobType) -> Iterator[EventType]:
+        """The events of a job; the last is not a progress event.
+
+        Raises:
+            KeyboardInterrupt: the process was interrupted.
+        """
+
+
+class LocalProcess:
+    """One process of a given profile, started at the first job. A context manager."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> LocalProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        self._jobs.close()
+        self._events.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def _start(self) -> None:
+        job_source, job_sink = os.pipe()
+        event_source, event_sink = os.pipe()
+        # -P: the working directory must not shadow modules. The environment is ours and nothing else.
+        command = [sys.executable, "-P", "-m", "pol.replay.worker", str(job_source), str(event_sink)]
+        self._process = subprocess.Popen(command, env=environment(self.profile), pass_fds=(job_source, event_sink))
+        os.close(job_source)
+        os.close(event_sink)
+        self._jobs = os.fdopen(job_sink, "wb", buffering=0)
+        self._events = os.fdopen(event_source, "rb")
+
+    def run(self, job: JobType) -> Iterator[EventType]:
+        """Run a job in a fresh fork of the process."""
+        if self._process is None:
+            self._start()
+        try:
+            self._jobs.write(msgspec.json.encode(job) + b"\n")
+        except BrokenPipeError:
+            raise ReplayError("the training process has ended; run the command again") from None
+        from_worker = msgspec.json.Decoder(EventType)
+        for line in self._events:
+            event = from_worker.decode(line)
+            yield event
+            if isinstance(event, Failed) and event.kind == "KeyboardInterrupt":
+                raise KeyboardInterrupt
+            if type(event).__name__ in ("Built", "Controlled", "Finished", "Failed"):
+                return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            assert self._process is not None
+            self._process.wait(timeout=5)
+        yield Failed(kind="Killed", message="the training process ended without an answer")
+
+
+class InProcess:
+    """Jobs in this very process: for tests and debugging. No isolation; the profile's environment is not set."""
+
+    def run(self, job: JobType) -> Iterator[EventType]:
+        """Run a job here."""
+        from pol.replay.jobs import run_job
+
+        events: list[EventType] = []
+        run_job(job, events.append)
+        yield from events

@@ -1,0 +1,67 @@
+"""The determinism profile: what decides a replay's bits besides the program, as a closed record.
+
+Flags are given to a fresh process before torch is imported; facts are what that process then found. Neither
+ever holds a variable's name or a path, so nothing in a proof can steer the verifier's process further.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Fact = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._+ ()-]{1,64}$")]
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Flags of a training process; ``native`` leaves the choice to the machine."""
+
+    device: Literal["cpu"] = "cpu"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    """Intra-op threads. 1024: more than any machine of today has; a bound because the verifier starts them."""
+    aten: Literal["native", "default", "avx2", "avx512"] = "native"
+    onednn: Literal["native", "sse41", "avx2", "avx512_core"] = "native"
+    mkl: Literal["native", "compatible", "avx2", "avx512"] = "native"
+    deterministic: bool = False
+    matmul: Literal["highest", "high", "medium"] = "highest"
+
+
+class Platform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a training process found: recorded to explain a difference, never to set anything."""
+
+    python: Fact
+    torch: Fact
+    numpy: Fact
+    machine: Fact
+    capability: Fact
+
+
+def environment(profile: Profile) -> dict[str, str]:
+    """The whole environment of a training process: these variables and no others."""
+    threads = str(profile.threads)
+    variables = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "OMP_DYNAMIC": "FALSE",
+        "MKL_DYNAMIC": "FALSE",
+        "PYTHONHASHSEED": "0",
+        "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    if profile.aten != "native":
+        variables["ATEN_CPU_CAPABILITY"] = profile.aten
+    if profile.onednn != "native":
+        variables["ONEDNN_MAX_CPU_ISA"] = profile.onednn.upper()
+    if profile.mkl != "native":
+        variables["MKL_CBWR"] = profile.mkl.upper()
+    return variables
+
+
+def differences(recorded: Platform, here: Platform) -> list[str]:
+    """One line for each fact that differs."""
+    return [
+        f"{name}: recorded {old}, here {new}"
+        for name in Platform.__struct_fields__
+        if (old := getattr(recorded, name)) != (new := getattr(here, name))
+    ]

@@ -1,0 +1,120 @@
+"""The genesis: the signed commitment that is made before step 0, and the spec inside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from pol import canonical
+from pol.declaration import Declaration, DigestField, Name, Positive
+from pol.digest import Digest, sha256
+from pol.merkle import Root
+from pol.profile import Platform, Profile
+from pol.statetree import StateRoot
+
+PAYLOAD_TYPE = "application/vnd.proof-of-learning.genesis.v1+json"
+
+MAX_GENESIS = 64 * 2**20
+"""Largest genesis: 64 MiB, room for the 10^5 named tensors of a very large model at some 300 bytes each."""
+
+
+class RecipeIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which code trains, and with which constructor arguments (tagged values)."""
+
+    name: Name
+    digest: DigestField
+    sources: dict[str, DigestField]
+    configuration: dict[str, Any]
+
+
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the released model follows from the last checkpoint: the weights of one part, as they are."""
+
+    map: Literal["identity"] = "identity"
+    part: Name
+
+
+class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The signed description of a run."""
+
+    declaration: Declaration
+    constants: list[Name]
+    """Keys of the state entries that do not depend on the seed."""
+    batches_per_step: Positive
+    steps: Positive
+    every: Positive
+    """k: steps of an interval."""
+    keep: Positive
+    """K: every K-th checkpoint is in the proof, beside the first and the last."""
+    stop: Literal["steps"] = "steps"
+    rule: Literal["exact"] = "exact"
+    release: Release | None
+
+
+class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """State after the first steps of this recipe from the public seed: the fingerprint of a platform."""
+
+    steps: Positive
+    root: StateRoot
+
+
+class Dataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Commitment to the samples."""
+
+    encoding: Literal["pol/v1/sample"] = "pol/v1/sample"
+    root: Root
+
+
+class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where each kind of randomness comes from; format v1 knows derived."""
+
+    initialisation: Literal["derived"] = "derived"
+    order: Literal["derived"] = "derived"
+    augmentation: Literal["derived"] = "derived"
+    streams: Literal["derived"] = "derived"
+
+
+class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole commitment. Its digest, over the canonical payload, names the run; all seeds derive from it."""
+
+    format: Literal["pol/v1"] = "pol/v1"
+    claimant: Annotated[str, msgspec.Meta(max_length=1024)]
+    """Public key of the prover, PEM."""
+    recipe: RecipeIdentity
+    spec: Spec
+    profile: Profile
+    platform: Platform
+    control: Control
+    dataset: Dataset
+    randomness: Randomness = Randomness()
+    secret: DigestField
+    """Commitment to the secret r."""
+
+
+def genesis_digest(genesis: Genesis) -> Digest:
+    """Digest of a genesis: over the payload, since signatures are randomised."""
+    return sha256(canonical.encode(genesis))
+
+
+def steps_per_epoch(declaration: Declaration, batches_per_step: int) -> int:
+    """Optimizer updates of one epoch; the last may close fewer batches."""
+    return -(-declaration.batches_per_epoch // batches_per_step)
+
+
+def boundaries(spec: Spec) -> list[int]:
+    """All checkpoint steps: 0, k, 2k, … and T."""
+    return [*range(0, spec.steps, spec.every), spec.steps]
+
+
+def kept(spec: Spec) -> list[int]:
+    """The steps whose checkpoint is in the proof: the first, every K-th, the last."""
+    return [*range(0, spec.steps, spec.every * spec.keep), spec.steps]
+
+
+class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The secret r of an open proof, hex: with it anyone can derive the seed and open the samples."""
+
+    r: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+
+

@@ -1,0 +1,69 @@
+"""The log: an append-only list of records, one line of canonical JSON each, and its Merkle tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+import msgspec
+
+from pol import canonical
+from pol.digest import frame
+from pol.errors import FormatError
+from pol.interval import Interval, Origin
+from pol.merkle import Root, leaf_hash, tree
+
+MAX_LINE = 16 * 2**20
+"""Longest record: 16 MiB, a hundred thousand steps of an interval with a new learning rate at each."""
+
+R = TypeVar("R", Origin, Interval)
+
+
+class Log(msgspec.Struct, frozen=True):
+    """A parsed log."""
+
+    origin: Origin
+    intervals: list[Interval]
+    root: Root
+
+
+def encode_record(record: Origin | Interval) -> bytes:
+    """A record as a line, with its newline."""
+    return canonical.encode(record) + b"\n"
+
+
+def decode_record(line: bytes, type_: type[R], number: int) -> R:
+    """Parse line ``number`` (from 1) of a log.
+
+    Raises:
+        FormatError: it is not such a record, or not canonical.
+    """
+    record = canonical.decode(line, type_, what=f"log.jsonl line {number}", limit=MAX_LINE)
+    if isinstance(record, Interval):
+        for text in [*([record.loss] if record.loss is not None else []), *(v for r in record.learning_rates for v in r.values)]:
+            canonical.parse_float(text, f"log.jsonl line {number}", finite=True)
+    return record
+
+
+def record_leaf(line: bytes) -> bytes:
+    """Leaf hash of a line (without its newline)."""
+    return leaf_hash(frame("pol/v1/log", line))
+
+
+def log_root(lines: Iterable[bytes]) -> Root:
+    """Root of a log, from its lines without newlines."""
+    return tree([record_leaf(line) for line in lines])
+
+
+def parse_log(data: bytes) -> Log:
+    """Parse a whole log.
+
+    Raises:
+        FormatError: names the line and the field.
+    """
+    if not data.endswith(b"\n"):
+        raise FormatError("log.jsonl: empty, or the last line has no end")
+    lines = data[:-1].split(b"\n")
+    origin = decode_record(lines[0], Origin, 1)
+    intervals = [decode_record(line, Interval, number) for number, line in enumerate(lines[1:], start=2)]
+    return Log(origin=origin, intervals=intervals, root=log_root(lines))

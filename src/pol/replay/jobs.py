@@ -1,0 +1,253 @@
+"""Does one job in this process, and emits what it found."""
+
+from __future__ import annotations
+
+import os
+import platform as host
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pol import canonical
+from pol.declaration import External
+from pol.errors import PolError, ReplayError
+from pol.interval import Interval
+from pol.profile import Platform, Profile
+from pol.replay import recipe as recipes
+from pol.replay import sources
+from pol.replay.data import sample_leaf
+from pol.replay.engine import Arrival, Frame, Position, advance
+from pol.replay.intervals import IntervalRecorder
+from pol.replay.messages import (
+    Build, Built, Control, Controlled, EventType, Failed, Finished, JobType, Opened, Program, Recorded, Replay,
+    Segment, Stepped, Train,
+)  # fmt: skip
+from pol.replay.openings import FileWatch
+from pol.replay.origin import compare
+from pol.replay.randomness import Streams
+from pol.replay.recipe import Recipe
+from pol.replay.state import State
+
+Emit = Callable[[EventType], None]
+
+PROGRESS_SECONDS = 0.25
+"""How often progress is told: four times a second looks alive and costs nothing."""
+
+
+def run_job(job: JobType, emit: Emit) -> None:
+    """Do ``job``; whatever goes wrong becomes a ``Failed`` event."""
+    try:
+        _apply(job.program.profile)
+        match job:
+            case Build():
+                _build(job, emit)
+            case Control():
+                _control(job, emit)
+            case Train():
+                _train(job, emit)
+            case Replay():
+                _replay(job, emit)
+    except PolError as error:
+        emit(Failed(kind=type(error).__name__, message=str(error)))
+    except OSError as error:
+        emit(Failed(kind="StoreError", message=_explain(error)))
+    except MemoryError:
+        emit(Failed(kind="ReplayError", message="out of memory"))
+    except Exception as error:  # the user's program: any error of it is a finding, with the place
+        emit(Failed(kind="ReplayError", message=_explain(error)))
+
+
+def _explain(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (at {frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return f"the training program raised {type(error).__name__}: {error}{place}"
+
+
+def _apply(profile: Profile) -> None:
+    torch.set_num_threads(profile.threads)
+    torch.use_deterministic_algorithms(profile.deterministic)
+    torch.set_float32_matmul_precision(profile.matmul)
+
+
+def this_platform() -> Platform:
+    """What this process runs on."""
+    return Platform(
+        python=host.python_version(),
+        torch=str(torch.__version__),
+        numpy=np.__version__,
+        machine=host.machine(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+    )
+
+
+class _Entry:
+    """A program as this process enters it: generators carry the init stream from before its import."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.streams = Streams(bytes.fromhex(program.seed))
+        self.watch = FileWatch()
+        self.sources = sources.local_sources(program.reference)
+
+    def make(self) -> Recipe:
+        self.streams.init()
+        self.watch.start()
+        made = recipes.make(recipes.load(self.program.reference), self.program.configuration)
+        self.configuration = {key: canonical.tag(value, key) for key, value in made.configuration.items()}
+        return made
+
+    def external(self) -> list[External]:
+        return self.watch.stop()
+
+    def undeclared(self) -> list[str]:
+        return sources.undeclared_modules(self.program.reference, self.sources)
+
+
+def _build(job: Build, emit: Emit) -> None:
+    entry = _Entry(job.program)
+    arrival = advance(entry.make, Frame(entry.streams, external=entry.external), Position(), stop=0)
+    arrival.state.check_finite("as built")
+    comparisons = None
+    if job.compare is not None:
+        comparisons = compare(State.load(Path(job.compare)), arrival.state)
+    if job.save is not None:
+        arrival.state.save(Path(job.save))
+    if job.leaves is not None:
+        _write_leaves(arrival, Path(job.leaves), bytes.fromhex(job.salt_key), emit)
+    contents = arrival.state.digests()
+    emit(
+        Built(
+            configuration=entry.configuration,
+            declaration=arrival.declaration,
+            root=arrival.state.root(),
+            contents={e.key: content.hex() for e, content in contents},
+            comparisons=comparisons,
+            platform=this_platform(),
+            undeclared=entry.undeclared(),
+        )
+    )
+
+
+def _write_leaves(arrival: Arrival, path: Path, salt_key: bytes, emit: Emit) -> None:
+    data, count = arrival.loader.data, arrival.loader.samples
+    progress = _Progress(emit, count)
+    with path.open("wb") as file:
+        for index in range(count):
+            file.write(sample_leaf(data[index], index, salt_key))
+            progress(index + 1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _Progress:
+    def __init__(self, emit: Emit, total: int | None = None) -> None:
+        self._emit, self._total, self._next = emit, total, time.monotonic() + PROGRESS_SECONDS
+
+    def __call__(self, step: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PROGRESS_SECONDS
+            self._emit(Stepped(step=step, total=self._total))
+
+
+def _control(job: Control, emit: Emit) -> None:
+    entry = _Entry(job.program)
+    frame = Frame(entry.streams, external=entry.external)
+    end = advance(entry.make, frame, Position(), stop=job.steps)
+    if end.batches_per_step is None:
+        raise ReplayError("the program ended without a commit()")
+    root, contents = end.root_now(), end.digests_now()
+    reentry = _reenter(entry, end, contents) if job.reenter else None
+    emit(
+        Controlled(
+            steps=end.step, root=root, batches_per_step=end.batches_per_step, undeclared=entry.undeclared(), platform=this_platform(),
+            reentry=reentry,
+        )
+    )  # fmt: skip
+
+
+def _reenter(entry: _Entry, end: Arrival, expected: dict[str, bytes]) -> str | None:
+    """Take the last step again from a state that was saved and loaded; says where the end differs."""
+    steps = end.step
+    frame = Frame(entry.streams, end.declaration, end.batches_per_step, entry.external)
+    before = advance(entry.make, frame, Position(), stop=steps - 1)
+    copied = State({key: tensor.detach().clone() for key, tensor in before.state.tensors.items()})
+    again = advance(entry.make, frame, Position(steps - 1, copied, before.counts), stop=None if end.finished else steps)
+    found = again.digests_now()
+    differing = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
+    return differing[0] if differing else None
+
+
+def _train(job: Train, emit: Emit) -> None:
+    entry = _Entry(job.program)
+    registered, directory = job.registered, Path(job.directory)
+    declared = registered.declaration
+    frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
+    last = declared.epochs * -(-declared.batches_per_epoch // registered.batches_per_step)
+    position = _position(job.start)
+    if position.state is None:
+        built = advance(entry.make, frame, position, stop=0)
+        save_atomically(built.state, directory / checkpoint_name(0))
+        emit(Opened(step=0, root=built.state.root()))
+        position = Position()
+    kept_every = job.keep * registered.every
+
+    def record(interval: Interval, state: State, _: list[str]) -> None:
+        kept = interval.stop % kept_every == 0 or interval.stop == last
+        if kept:
+            save_atomically(state, directory / checkpoint_name(interval.stop))
+        emit(Recorded(interval=interval, samples=[], kept=kept))
+
+    observer = IntervalRecorder(
+        every=registered.every, start=position.step, last=last, batch_key=bytes.fromhex(registered.batch_key),
+        emit=record, on_step=_Progress(emit, last),
+    )  # fmt: skip
+    end = advance(entry.make, frame, position, None, observer)
+    emit(Finished(asides=end.asides, undeclared=entry.undeclared()))
+
+
+def _replay(job: Replay, emit: Emit) -> None:
+    entry = _Entry(job.program)
+    registered = job.registered
+    declared = registered.declaration
+    frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
+    last = declared.epochs * -(-declared.batches_per_epoch // registered.batches_per_step)
+    progress = _Progress(emit)
+    done = 0
+    for segment in job.segments:
+        position = _position(segment)
+        if position.state is not None:
+            emit(Opened(step=segment.start, root=position.state.root()))
+        before = done - segment.start
+        observer = IntervalRecorder(
+            every=registered.every, start=segment.start, last=last, batch_key=bytes.fromhex(registered.batch_key),
+            emit=lambda interval, _, samples: emit(Recorded(interval=interval, samples=samples)),
+            salt_key=bytes.fromhex(job.salt_key), on_step=lambda step, before=before: progress(before + step),
+        )  # fmt: skip
+        advance(entry.make, frame, position, None if segment.stop == last else segment.stop, observer)
+        done += segment.stop - segment.start
+    emit(Finished(undeclared=entry.undeclared()))
+
+
+def _position(segment: Segment) -> Position:
+    if segment.checkpoint is None:
+        return Position()
+    return Position(segment.start, State.load(Path(segment.checkpoint)), segment.counts)
+
+
+def checkpoint_name(step: int) -> str:
+    """File name of the checkpoint after ``step`` steps; twelve digits sort as numbers do."""
+    return f"{step:012d}.safetensors"
+
+
+def save_atomically(state: State, path: Path) -> None:
+    """Write a checkpoint so that its name never holds half of one."""
+    temporary = path.with_suffix(".tmp")
+    state.save(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)

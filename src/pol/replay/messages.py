@@ -1,0 +1,169 @@
+"""What a training process is asked, and what it answers: plain values, JSON on a pipe, no torch.
+
+A process is never told an expected digest: it yields roots, and another process compares.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from pol.declaration import Declaration
+from pol.interval import Interval
+from pol.profile import Platform, Profile
+from pol.statetree import StateRoot
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True):
+    """A recipe with its configuration, the seed of this run (hex), and the profile of its process."""
+
+    reference: str
+    configuration: dict[str, Any]
+    seed: str
+    profile: Profile
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """Consecutive intervals to replay, from a checkpoint file (None: from the state as built)."""
+
+    start: int
+    stop: int
+    checkpoint: str | None
+    counts: dict[str, int]
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A request to a training process."""
+
+    program: Program
+
+
+class Build(Job, frozen=True, kw_only=True):
+    """Dry build: stop at the first request for a batch."""
+
+    leaves: str | None = None
+    """Where to write the leaf hashes of the dataset."""
+    salt_key: str = ""
+    save: str | None = None
+    """Where to write the built state."""
+    compare: str | None = None
+    """A state, written by an earlier build under another seed, to compare with."""
+
+
+class Control(Job, frozen=True, kw_only=True):
+    """The first steps, for their end state; with ``reenter`` the last of them twice."""
+
+    steps: int
+    reenter: bool = False
+
+
+class Registered(msgspec.Struct, frozen=True, kw_only=True):
+    """What a training was declared to be, and the key of its batch digests (hex)."""
+
+    declaration: Declaration
+    batches_per_step: int
+    every: int
+    batch_key: str
+
+
+class Train(Job, frozen=True, kw_only=True):
+    """Record: take all steps from ``start``, write every ``keep``-th checkpoint into ``directory``."""
+
+    registered: Registered
+    keep: int
+    directory: str
+    start: Segment
+
+
+class Replay(Job, frozen=True, kw_only=True):
+    """Take the steps of some segments again, one after the other."""
+
+    registered: Registered
+    segments: list[Segment]
+    salt_key: str
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """An answer of a training process."""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One state entry, built under two seeds."""
+
+    key: str
+    equal: bool
+    repeated: bool
+    """All elements have one value."""
+    correlation: float
+    """Centred correlation of the two; 0 if either is constant."""
+    size: int
+
+
+class Built(Event, frozen=True, kw_only=True):
+    """A dry build's result."""
+
+    configuration: dict[str, Any]
+    """All constructor arguments, defaults included, tagged."""
+    declaration: Declaration
+    root: StateRoot
+    contents: dict[str, str]
+    """Entry key to BLAKE3-256 (hex) of its content."""
+    comparisons: list[Comparison] | None
+    platform: Platform
+    undeclared: list[str]
+    """Local modules that were imported dynamically, and so are in no digest."""
+
+
+class Controlled(Event, frozen=True, kw_only=True):
+    """A control run's result."""
+
+    steps: int
+    """Fewer than asked if the training is shorter."""
+    root: StateRoot
+    batches_per_step: int
+    undeclared: list[str]
+    platform: Platform
+    reentry: str | None
+    """Where the state differs when the program is entered again; None if it does not, or was not asked."""
+
+
+class Opened(Event, frozen=True, kw_only=True):
+    """The state from which a training or segment starts."""
+
+    step: int
+    root: StateRoot
+
+
+class Stepped(Event, frozen=True, kw_only=True):
+    """Progress."""
+
+    step: int
+    total: int | None = None
+
+
+class Recorded(Event, frozen=True, kw_only=True):
+    """An interval is done."""
+
+    interval: Interval
+    samples: list[str]
+    """Of a replay: per step, the digest of the samples that the dataset returned."""
+    kept: bool = False
+
+
+class Finished(Event, frozen=True, kw_only=True):
+    """The job is done."""
+
+    asides: int = 0
+    undeclared: list[str] = []
+
+
+class Failed(Event, frozen=True, kw_only=True):
+    """The job could not be done; ``kind`` is the class of the error."""
+
+    kind: str
+    message: str
+
+
+JobType = Build | Control | Train | Replay
+EventType = Built | Controlled | Opened | Stepped | Recorded | Finished | Failed

@@ -1,0 +1,105 @@
+"""Derived randomness: the generators' full states as a function of (seed, step, stream).
+
+A step begins with Python's, numpy's and torch's generators in a state that depends on nothing but the seed and
+the step. Full Mersenne Twister states are set (624 words), not 32-bit seeds: with 2^32 seeds a prover could
+search for randomness that it likes.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from pol.seeds import Stream
+
+_MT_WORDS = 624
+_TORCH_HEADER = 24  # seed u64, left i32, seeded i32, next u64 in torch's CPUGeneratorImplStateLegacy
+_template = torch.Generator().manual_seed(0).get_state().numpy().copy()
+assert _template.size == 5056 and _template[_TORCH_HEADER : _TORCH_HEADER + 8].sum() == 0  # word 0 is the seed
+
+
+def _words(data: bytes) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    return np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False)
+
+
+def _torch_state(data: bytes) -> torch.Tensor:
+    state = _template.copy()
+    state[_TORCH_HEADER : _TORCH_HEADER + 8 * _MT_WORDS] = _words(data).astype("<u8").view(np.uint8)
+    return torch.from_numpy(state)
+
+
+GlobalState = tuple[Any, Any, torch.Tensor]
+
+
+def save() -> GlobalState:
+    """The states of the three global generators."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def load(state: GlobalState) -> None:
+    """Put the global generators back where ``save`` found them."""
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
+
+
+def unchanged(state: GlobalState) -> bool:
+    """Whether no global generator has moved since ``save`` gave ``state``."""
+    now = save()
+    return (
+        torch.equal(now[2], state[2])
+        and now[0] == state[0]
+        and now[1][2:] == state[1][2:]
+        and np.array_equal(now[1][1], state[1][1])
+    )
+
+
+class Streams:
+    """Sets generators from one seed."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.seed = seed
+        self._stream = Stream(seed, "pol/v1/stream")
+        self._philox = np.random.Philox(0)
+        self._philox_state: dict[str, Any] = dict(self._philox.state)
+        self._sample_rng = np.random.Generator(self._philox)
+
+    def _set(self, name: str, *numbers: int) -> GlobalState:
+        data = self._stream.draw(3 * 4 * _MT_WORDS, name, *numbers)
+        a, b, c = (data[i * 4 * _MT_WORDS : (i + 1) * 4 * _MT_WORDS] for i in range(3))
+        state = (3, (*_words(a).tolist(), _MT_WORDS), None), ("MT19937", _words(b), _MT_WORDS, 0, 0.0), _torch_state(c)
+        load(state)
+        return state
+
+    def init(self) -> None:
+        """Before the recipe is imported, until ``attach``."""
+        self._set("init")
+
+    def step(self, step: int, generators: dict[str, torch.Generator]) -> GlobalState:
+        """Before step ``step``; also for the generators that the program attached, by name."""
+        for name, generator in generators.items():
+            data = self._stream.draw(4 * _MT_WORDS, "generator." + name, step)
+            generator.set_state(_torch_state(data))
+        return self._set("step", step)
+
+    def sample(self, epoch: int, position: int, index: int) -> None:
+        """Before one sample is fetched and transformed."""
+        self._set("sample", epoch, position, index)
+
+    def sample_rng(self, epoch: int, position: int, index: int) -> np.random.Generator:
+        """The generator that a transform is given for one sample, good until the next one is asked for."""
+        key = self._stream.draw(16, "transform", epoch, position, index)
+        # One generator is keyed anew each time: making one costs ten times as much as drawing from it.
+        self._philox_state["state"] = {
+            "counter": np.zeros(4, np.uint64),
+            "key": np.frombuffer(key, dtype="<u8").astype(np.uint64, copy=False),
+        }
+        self._philox.state = self._philox_state
+        return self._sample_rng
+
+    def collate(self, epoch: int, batch: int) -> None:
+        """Before a batch is put together."""
+        self._set("collate", epoch, batch)

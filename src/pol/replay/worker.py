@@ -1,0 +1,74 @@
+"""The training process: ``python -m pol.replay.worker IN OUT``, with an environment from the profile.
+
+It imports torch once and then forks for every job, so that each job has a process of its own whose generators,
+modules and threads are fresh, without waiting for torch again. Jobs come and events go as lines of JSON on two
+inherited pipes; standard output stays the user's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import msgspec
+
+from pol.replay.messages import EventType, JobType
+from pol.replay.messages import Failed
+
+
+def main() -> None:
+    """Serve jobs until the pipe closes."""
+    source, sink = int(sys.argv[1]), int(sys.argv[2])
+    import torch  # noqa: F401  # here, so that every fork has it
+
+    from pol.replay import jobs  # noqa: F401
+
+    with os.fdopen(source, "rb") as lines:
+        for line in lines:
+            job = msgspec.json.decode(line, type=JobType)
+            if hasattr(os, "fork"):
+                _forked(job, sink)
+            else:
+                _serve(job, sink)
+
+
+def _forked(job: JobType, sink: int) -> None:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            _serve(job, sink)
+            status = 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child is interrupted; this process only waits for it
+    _, status = os.waitpid(child, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if status:
+        code = os.waitstatus_to_exitcode(status)
+        reason = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+        _write(sink, Failed(kind="Killed", message=f"the training process {reason}"))
+
+
+def _serve(job: JobType, sink: int) -> None:
+    from pol.replay.jobs import run_job
+
+    try:
+        run_job(job, lambda event: _write(sink, event))
+    except KeyboardInterrupt:
+        _write(sink, Failed(kind="KeyboardInterrupt", message="interrupted"))
+    except BrokenPipeError:
+        os._exit(3)  # whoever asked is gone
+
+
+def _write(sink: int, event: EventType) -> None:
+    data = msgspec.json.encode(event) + b"\n"
+    while data:
+        data = data[os.write(sink, data) :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The state tree: how a state (everything that evolves in a training) becomes one root.
+
+A Merkle root over entries sorted by the UTF-8 bytes of (kind, name); a leaf binds kind, name, dtype, shape and
+the BLAKE3-256 of the tensor's row-major little-endian bytes. In a checkpoint file an entry is the tensor
+``kind/name``. No torch here: both worlds need this, and the verifier hashes checkpoint files without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Annotated
+
+import msgspec
+
+from pol.digest import frame
+from pol.errors import FormatError
+from pol.merkle import Root, leaf_hash, tree
+
+KINDS = ("parameter", "buffer", "transient", "optimizer", "object", "value")
+"""parameter and buffer (persistent) make the *weights* sub-root; transient is a buffer that ``state_dict``
+leaves out; object is the tensor state of an attached object; value is canonical JSON held as bytes."""
+
+WEIGHTS = ("parameter", "buffer")
+
+DTYPES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Element types by their safetensors name, with bytes per element."""
+
+FLOATING = ("F64", "F32", "F16", "BF16")
+
+MAX_ENTRIES = 1_000_000
+"""Most entries of a state: ten times the tensors of the largest public models with Adam (about 10^5)."""
+
+MAX_RANK = 64
+"""Most dimensions of a tensor: torch's own limit."""
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One entry of a state, without its content."""
+
+    kind: str
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    dtype: str
+    shape: list[Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.dtype not in DTYPES or len(self.shape) > MAX_RANK:
+            raise ValueError(f"state entry {self.name!r}: unknown kind {self.kind!r}, dtype {self.dtype!r} or rank")
+
+    @property
+    def key(self) -> str:
+        """Name of the tensor in a checkpoint file."""
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the content."""
+        return math.prod(self.shape) * DTYPES[self.dtype]
+
+    def order(self) -> tuple[bytes, bytes]:
+        """Sort key of the state tree."""
+        return self.kind.encode(), self.name.encode()
+
+
+class StateRoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Root of all entries, and the sub-root of the weights (parameters and persistent buffers)."""
+
+    state: Root
+    weights: Root
+
+
+def entry_leaf(entry: Entry, content: bytes) -> bytes:
+    """Leaf hash of an entry whose tensor bytes have BLAKE3-256 ``content``."""
+    shape = b"".join(size.to_bytes(8, "big") for size in entry.shape)
+    parts = (entry.kind.encode(), entry.name.encode(), entry.dtype.encode(), shape, content)
+    return leaf_hash(frame("pol/v1/state-entry", *parts))
+
+
+def state_root(contents: Iterable[tuple[Entry, bytes]]) -> StateRoot:
+    """Roots of a state given as (entry, BLAKE3-256 of its bytes), in any order.
+
+    Raises:
+        FormatError: two entries have one kind and name.
+    """
+    ordered = sorted(contents, key=lambda pair: pair[0].order())
+    for (a, _), (b, _) in zip(ordered, ordered[1:], strict=False):
+        if a.order() == b.order():
+            raise FormatError(f"state entry {a.key!r} appears twice")
+    leaves = [(entry.kind, entry_leaf(entry, content)) for entry, content in ordered]
+    return StateRoot(
+        state=tree([leaf for _, leaf in leaves]),
+        weights=tree([leaf for kind, leaf in leaves if kind in WEIGHTS]),
+    )

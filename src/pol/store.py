@@ -1,0 +1,158 @@
+"""A proof directory on disk: what is in it, read with limits, written so that a crash leaves no half file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from pol.digest import Digest, sha256_chunks
+from pol.errors import FormatError, StoreError, UsageError
+
+GENESIS = "genesis.json"
+LOG = "log.jsonl"
+ATTESTATION = "attestation.json"
+JOURNAL = "journal.json"
+SECRET = "secret.json"
+DATASET = "dataset.bin"
+CHECKPOINTS = "checkpoints"
+LOCK = ".recording"
+
+FILES = (GENESIS, LOG, ATTESTATION, JOURNAL, SECRET, DATASET)
+_CHECKPOINT = re.compile(r"^checkpoints/(\d{12})\.safetensors$")
+_CHUNK = 1 << 20
+
+MAX_LOG_FILE = 4 * 2**30
+"""Largest log: 4 GiB, four million intervals of a kilobyte."""
+
+MAX_DATASET = 16 * 2**30
+"""Largest list of sample leaves: 16 GiB, half a billion samples."""
+
+MAX_FILES = 1_000_000
+"""Most files of a proof that are listed: at one checkpoint each, more than a verifier would ever keep."""
+
+
+def checkpoint_path(step: int) -> str:
+    """Name of the checkpoint after ``step`` steps, relative to the proof."""
+    return f"{CHECKPOINTS}/{step:012d}.safetensors"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """The step of a checkpoint's name; None for another file."""
+    match = _CHECKPOINT.match(name)
+    return int(match[1]) if match else None
+
+
+class ProofDirectory:
+    """Reads a proof. Names are relative, with forward slashes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.is_dir():
+            raise UsageError(f"{path}: no such proof directory")
+
+    def files(self) -> dict[str, int]:
+        """Name and size of every file.
+
+        Raises:
+            FormatError: something is there that a proof never has: a link, a device, an unknown name.
+        """
+        found: dict[str, int] = {}
+        for name, entry in self._entries(self.path, ""):
+            mode = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(mode.st_mode):
+                raise FormatError(f"{name}: not a regular file (links and devices are never part of a proof)")
+            if name not in FILES and checkpoint_step(name) is None:
+                raise FormatError(f"{name}: no such file belongs to a proof of format v1")
+            found[name] = mode.st_size
+            if len(found) > MAX_FILES:
+                raise FormatError(f"more than {MAX_FILES} files")
+        return found
+
+    def _entries(self, folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not prefix and entry.name == CHECKPOINTS and entry.is_dir(follow_symlinks=False):
+                    yield from self._entries(folder / entry.name, CHECKPOINTS + "/")
+                else:
+                    yield prefix + entry.name, entry
+
+    def open(self, name: str) -> int:
+        """A file descriptor of a regular file, never through a link.
+
+        Raises:
+            FormatError: there is no such regular file.
+        """
+        try:
+            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise FormatError(f"{name}: {error.strerror}") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise FormatError(f"{name}: not a regular file")
+        return descriptor
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            FormatError: it is missing, not regular, or larger than ``limit``.
+        """
+        with os.fdopen(self.open(name), "rb") as file:
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise FormatError(f"{name}: larger than the limit of {limit} bytes")
+        return data
+
+    def sha256(self, name: str) -> Digest:
+        """SHA-256 of a file, streamed."""
+        with os.fdopen(self.open(name), "rb") as file:
+            return sha256_chunks(iter(lambda: file.read(_CHUNK), b""))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that its name never holds half of it.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Lock:
+    """Holds a proof directory for one recording at a time; gone with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._descriptor)
+            raise UsageError(f"{folder} is being recorded by another process") from None
+
+    def release(self, *, remove: bool) -> None:
+        """Let go; ``remove`` the lock file when the proof is complete."""
+        if remove:
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
