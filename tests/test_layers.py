@@ -39,7 +39,7 @@ MAY_USE_TORCH = {"replay", "recipes", "attacks", "integrations"}
 NEEDS_TORCH = {"torch", "torchvision", "transformers", "lightning", "accelerate", "safetensors.torch"}
 # Of the layers that may not use torch, all but the demo, which needs the recipes.
 WITHOUT_TORCH = set(MAY_IMPORT) - MAY_USE_TORCH - {"demo", "__main__"}
-FREE_OF_TORCH = {"pol.replay.messages"}  # although its layer may use it
+FREE_OF_TORCH = {"pol.messages"}  # although its layer may use it
 
 
 def read_modules(src):
@@ -212,12 +212,12 @@ HONEST = {
     "version.py": "",
     "proof/spec.py": "from pol.digest import raw\nfrom pol.proof import genesis\n",
     "proof/genesis.py": "import json\n",
-    "replay/engine.py": "import torch\nfrom safetensors.torch import load\nfrom pol.replay import messages\n",
+    "replay/engine.py": "import torch\nfrom safetensors.torch import load\nfrom pol import messages\n",
     "replay/messages.py": "from pol import digest\n",
     "replay/recipe.py": "class Recipe: pass\n",
-    "executors/local.py": "from pol.replay.messages import Order\n",
-    "auditor.py": "import pol.replay.messages\nfrom pol.executors import local\nfrom pol.proof import spec\n",
-    "prover.py": "from pol import keys, store\nfrom pol.replay import messages\n",
+    "executors/local.py": "from pol.messages import Order\n",
+    "auditor.py": "import pol.messages\nfrom pol.executors import local\nfrom pol.proof import spec\n",
+    "prover.py": "from pol import keys, store\nfrom pol import messages\n",
     "store.py": "",
     "keys.py": "",
     "verifier/steps.py": "from pol.proof.spec import Spec\nfrom pol import keys, store\n",
@@ -254,7 +254,7 @@ FORBIDDEN = [
     ("statetree.py", "from pol.replay.state import State", "imports pol.replay.state.State,"),
     # the two worlds, the store and the keys
     ("proof/spec.py", "from pol.replay import state", "pol.proof.spec: imports pol.replay.state,"),
-    ("proof/spec.py", "from pol.replay.messages import Order", "imports pol.replay.messages.Order,"),
+    ("proof/spec.py", "from pol.messages import Order", "imports pol.replay.messages.Order,"),
     ("proof/spec.py", "from pol.store import Store", "imports pol.store.Store,"),
     ("proof/spec.py", "def f():\n    import torch", "pol.proof.spec: imports torch, so torch"),
     ("proof/spec.py", "from safetensors.torch import load", "imports safetensors.torch.load, so torch"),
@@ -264,7 +264,7 @@ FORBIDDEN = [
     ("proof/spec.py", "from pol import Recipe", "pol.proof.spec: imports pol.Recipe,"),
     ("replay/engine.py", "from pol.proof.log import Log", "imports pol.proof.log.Log,"),
     ("replay/engine.py", "from pol.store import Store", "imports pol.store.Store,"),
-    ("replay/messages.py", "import torch", "pol.replay.messages: imports torch, so torch"),
+    ("replay/messages.py", "import torch", "pol.messages: imports torch, so torch"),
     ("store.py", "from pol.proof import spec", "pol.store: imports pol.proof.spec,"),
     ("keys.py", "from pol import store", "pol.keys: imports pol.store,"),
     # the verbs
@@ -277,7 +277,7 @@ FORBIDDEN = [
     ("prover.py", "import pol.replay.engine", "pol.prover: imports pol.replay.engine,"),
     ("prover.py", "from pol.verifier import verify", "pol.prover: imports pol.verifier.verify,"),
     ("verifier/audit.py", "from pol.auditor import audit", "imports pol.auditor.audit,"),
-    ("verifier/audit.py", "from pol.replay.messages import Order", "imports pol.replay.messages.Order,"),
+    ("verifier/audit.py", "from pol.messages import Order", "imports pol.replay.messages.Order,"),
     ("verifier/audit.py", "from pol.executors import local", "imports pol.executors.local,"),
     ("verifier/audit.py", "import torch", "pol.verifier.audit: imports torch, so torch"),
     # red team, examples and faces

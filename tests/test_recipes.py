@@ -24,7 +24,7 @@ TEXT = ("It was the best of times, it was the worst of times. " * 40).encode()
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small are not worth a second thread, which spins for seconds when the other core is busy."""
+    """A second thread gains nothing on tensors this small, and spins when the other core is busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -96,7 +96,7 @@ def test_digits_split_is_fixed_and_complete() -> None:
 @pytest.mark.usefixtures("fresh_digits")
 @pytest.mark.parametrize("field", ["images", "target"])
 def test_digits_refuse_changed_data(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    from sklearn import datasets  # type: ignore[import-untyped, unused-ignore]
+    from sklearn import datasets
 
     bunch = datasets.load_digits()
     bunch[field].flat[-1] += 1
@@ -119,7 +119,7 @@ def test_digits_transform_depends_on_item_and_generator_only() -> None:
     seen = set()
     for seed in range(60):
         one = recipe.transform(item, np.random.default_rng(seed))
-        np.random.seed(seed + 1)  # noqa: NPY002 - the global generator must not matter
+        np.random.seed(seed + 1)  # the global generators must not matter
         torch.manual_seed(seed + 1)
         two = recipe.transform(item, np.random.default_rng(seed))
         assert np.array_equal(one["image"], two["image"])

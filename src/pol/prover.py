@@ -27,7 +27,7 @@ from pol.proof.attestation import Beacon
 from pol.proof.genesis import (
     Control, Dataset, Genesis, RecipeIdentity, Release, Secret, Spec, genesis_digest, steps_per_epoch,
 )  # fmt: skip
-from pol.replay import messages
+from pol import messages
 from pol.replay.recipe import Recipe, reference_of, split_reference
 from pol.replay.sources import local_sources, sources_digest
 from pol.unfinished import Unfinished, open_unfinished

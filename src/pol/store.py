@@ -107,6 +107,19 @@ class ProofDirectory:
             raise FormatError(f"{name}: larger than the limit of {limit} bytes")
         return data
 
+    def read_range(self, name: str, begin: int, end: int) -> bytes:
+        """Bytes ``[begin, end)`` of a file.
+
+        Raises:
+            FormatError: the file is shorter.
+        """
+        with os.fdopen(self.open(name), "rb") as file:
+            file.seek(begin)
+            data = file.read(end - begin)
+        if len(data) != end - begin:
+            raise FormatError(f"{name}: shorter than {end} bytes")
+        return data
+
     def sha256(self, name: str) -> Digest:
         """SHA-256 of a file, streamed."""
         with os.fdopen(self.open(name), "rb") as file:

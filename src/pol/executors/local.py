@@ -14,7 +14,7 @@ import msgspec
 
 from pol.errors import ReplayError
 from pol.profile import Profile, environment
-from pol.replay.messages import EventType, Failed, JobType
+from pol.messages import EventType, Failed, JobType
 
 
 class Executor(Protocol):
@@ -31,8 +31,9 @@ class Executor(Protocol):
 class LocalProcess:
     """One process of a given profile, started at the first job. A context manager."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, *, isolated: bool = False) -> None:
         self.profile = profile
+        self._isolated = isolated
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> LocalProcess:
@@ -59,6 +60,7 @@ class LocalProcess:
         event_source, event_sink = os.pipe()
         # -P: the working directory must not shadow modules. The environment is ours and nothing else.
         command = [sys.executable, "-P", "-m", "pol.replay.worker", str(job_source), str(event_sink)]
+        command += ["--no-network"] if self._isolated else []
         self._process = subprocess.Popen(command, env=environment(self.profile), pass_fds=(job_source, event_sink))
         os.close(job_source)
         os.close(event_sink)
@@ -85,15 +87,3 @@ class LocalProcess:
             assert self._process is not None
             self._process.wait(timeout=5)
         yield Failed(kind="Killed", message="the training process ended without an answer")
-
-
-class InProcess:
-    """Jobs in this very process: for tests and debugging. No isolation; the profile's environment is not set."""
-
-    def run(self, job: JobType) -> Iterator[EventType]:
-        """Run a job here."""
-        from pol.replay.jobs import run_job
-
-        events: list[EventType] = []
-        run_job(job, events.append)
-        yield from events

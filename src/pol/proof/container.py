@@ -39,8 +39,10 @@ def header_length(prefix: bytes, file_size: int, what: str) -> int:
     return length
 
 
-def parse_header(header: bytes, file_size: int, what: str) -> list[Placed]:
+def parse_header(header: bytes, file_size: int, what: str, *, header_size: int | None = None) -> list[Placed]:
     """The entries of a checkpoint file, in file order; their bytes follow one another and fill the file.
+
+    ``header_size`` is that of the header in the file, where ``header`` is not the same bytes.
 
     Raises:
         FormatError: names the file and the entry.
@@ -51,6 +53,7 @@ def parse_header(header: bytes, file_size: int, what: str) -> list[Placed]:
         raise FormatError(f"{what}: header: {error}") from None
     if not 1 <= len(slots) <= MAX_ENTRIES:
         raise FormatError(f"{what}: {len(slots)} entries (1 to {MAX_ENTRIES} are allowed)")
+    base = 8 + (len(header) if header_size is None else header_size)
     placed = []
     for key, slot in slots.items():
         kind, _, name = key.partition("/")
@@ -62,9 +65,9 @@ def parse_header(header: bytes, file_size: int, what: str) -> list[Placed]:
             )
         except (msgspec.ValidationError, ValueError) as error:
             raise FormatError(f"{what}: {key[:80]!r}: {error}") from None
-        placed.append(Placed(entry, 8 + len(header) + slot.data_offsets[0], 8 + len(header) + slot.data_offsets[1]))
+        placed.append(Placed(entry, base + slot.data_offsets[0], base + slot.data_offsets[1]))
     placed.sort(key=lambda slot: (slot.begin, slot.end))
-    position = 8 + len(header)
+    position = base
     for slot_ in placed:
         if slot_.begin != position or slot_.end - slot_.begin != slot_.entry.num_bytes:
             raise FormatError(f"{what}: {slot_.entry.key!r} does not lie where its shape says")

@@ -41,7 +41,7 @@ def load_digits() -> tuple[tuple[Item, ...], tuple[Item, ...]]:
         IntegrityError: The installed scikit-learn ships other data.
     """
     try:
-        import sklearn  # type: ignore[import-untyped, unused-ignore]
+        import sklearn
         from sklearn import datasets
     except ImportError as error:
         raise UsageError(
@@ -157,7 +157,7 @@ class DigitsCNN(Recipe):
         logits = parts.model(to_input(batch["image"], parts.model))
         loss = F.cross_entropy(logits, batch["label"].to(logits.device))
         parts.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parts.optimizer.step()
         parts.scheduler.step()
         return loss.detach()

@@ -26,7 +26,6 @@ VOCABULARY = 256
 Item = dict[str, NDArray[np.uint8]]
 
 TOPICS_SHA256 = {
-    "3.10.13": "3f317cb388fec8cdc00f34ed8c5b48eeb4cda801ae0360be00812bb94c4777ec",
     "3.11.2": "1d498c0f59ce1f957fe19dfb974e9e74f4519b03669b5b272d59a9def154b965",
     "3.11.7": "da260dc0e423b56b38404db1fb0852cc55f76d78b1d86d614f98e6d5661f3fdf",
     "3.12.1": "bbd09d9d81035630f0785372aef685e36f98fc5c98f03a16118de7596eeec1a1",
@@ -191,7 +190,7 @@ class CharGPT(Recipe):
         logits = parts.model(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         parts.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(parts.model.parameters(), self.clip)
         parts.optimizer.step()

@@ -41,7 +41,8 @@ def fields(item: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 def encode_field(value: Any, where: str) -> tuple[str, bytes, bytes]:
     """(type, shape, bytes) of one field: arrays row-major little-endian, text UTF-8, numbers in decimal."""
     if isinstance(value, np.ndarray | np.generic):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        array = np.ascontiguousarray(value)
+        value = torch.from_numpy(array if array.flags.writeable else array.copy())
     if isinstance(value, torch.Tensor):
         shape = b"".join(size.to_bytes(8, "big") for size in value.shape)
         return dtype_name(value, f"sample field {where or 'item'}"), shape, bytes(content(value))

@@ -22,7 +22,7 @@ from pol.replay import sources
 from pol.replay.data import sample_leaf
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.intervals import IntervalRecorder
-from pol.replay.messages import (
+from pol.messages import (
     Build, Built, Control, Controlled, EventType, Failed, Finished, JobType, Opened, Program, Recorded, Replay,
     Segment, Stepped, Train,
 )  # fmt: skip

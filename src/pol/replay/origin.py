@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pol.errors import IntegrityError
-from pol.replay.messages import Comparison
+from pol.messages import Comparison
 from pol.replay.state import State
 
 

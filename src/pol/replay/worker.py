@@ -13,14 +13,16 @@ import sys
 
 import msgspec
 
-from pol.replay.messages import EventType, JobType
-from pol.replay.messages import Failed
+from pol.messages import EventType, Failed, JobType
+from pol.replay.network import leave_network
 
 
 def main() -> None:
     """Serve jobs until the pipe closes."""
     source, sink = int(sys.argv[1]), int(sys.argv[2])
-    import torch  # noqa: F401  # here, so that every fork has it
+    if "--no-network" in sys.argv[3:]:
+        leave_network()
+    import torch._dynamo  # noqa: F401  # what the first optimizer imports, a second's work: here once, not in every fork
 
     from pol.replay import jobs  # noqa: F401
 

@@ -1,0 +1,153 @@
+"""The challenge: which intervals are replayed, drawn from the attestation and the verifier's fresh nonce.
+
+Draws come after the attestation is fixed, so a prover cannot know them while it could still forge elsewhere.
+Each kind of draw has a stream of its own and is nested: more draws never drop an earlier one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from blake3 import blake3
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from pol.digest import Digest, raw
+from pol.order import keyed_permutation
+from pol.proof.policy import Challenge
+from pol.seeds import expand
+
+STRATA = 20
+"""Most strata of the top-Q rule: windows of five per cent of a run each (design section 3.4)."""
+
+WEIGHT_CAP = 1 / 20
+"""Largest share of one window in the size-weighted draws, so that one giant honest step cannot absorb them
+(attack study, section 8)."""
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True):
+    """The intervals ``[first, last]`` between two consecutive kept checkpoints, and how far each kind of state moved."""
+
+    first: int
+    last: int
+    sizes: dict[str, float]
+
+
+class Draws(msgspec.Struct, frozen=True, kw_only=True):
+    """Interval indices by the reason for which they are replayed."""
+
+    intervals: int
+    mandatory: list[int]
+    top: list[int]
+    uniform: list[int]
+    weighted: list[int]
+
+    def all(self) -> list[int]:
+        """Every challenged interval, once, in order."""
+        return sorted({*self.mandatory, *self.top, *self.uniform, *self.weighted})
+
+
+def draw(challenge: Challenge, attestation: Digest, nonce: bytes, windows: Sequence[Window], resumed: Sequence[int]) -> Draws:
+    """Draw a challenge.
+
+    Args:
+        challenge: What the policy asks for.
+        attestation: Digest of the attestation.
+        nonce: The verifier's fresh 32 bytes.
+        windows: All windows of the run, in order; at least one.
+        resumed: First intervals after a resume, as the journal says.
+    """
+    count = windows[-1].last + 1
+    key = HKDF(SHA256(), 32, salt=b"pol/v1/challenge", info=b"").derive(raw(attestation) + nonce)
+    permutation = keyed_permutation(expand(key, "uniform"), count).tolist()
+    everything = challenge.strategy == "all" or (challenge.strategy == "mix" and count <= challenge.all_up_to)
+    use = {"mix": {"top-q", "uniform", "size-weighted"}}.get(challenge.strategy, {challenge.strategy})
+    top = {i for w in _largest(windows, challenge.top) for i in _whole(w)} if "top-q" in use else set()
+    uniform = count if everything else challenge.uniform if "uniform" in use else 0
+    weighted = challenge.weighted if "size-weighted" in use and not everything else 0
+    mandatory = {*_whole(windows[0]), *_whole(windows[-1]), *_neighbours(resumed, count)}
+    return Draws(
+        intervals=count,
+        mandatory=sorted(mandatory),
+        top=sorted(top),
+        uniform=permutation[:uniform],
+        weighted=sorted({i for w in _weighted(windows, weighted, expand(key, "weighted")) for i in _whole(w)}),
+    )
+
+
+def _whole(window: Window) -> range:
+    """A window and the interval before it: a jump may have been prepared there."""
+    return range(max(window.first - 1, 0), window.last + 1)
+
+
+def _neighbours(resumed: Sequence[int], count: int) -> set[int]:
+    return {i for index in resumed for i in (index - 1, index) if 0 <= i < count}
+
+
+def _largest(windows: Sequence[Window], top: int) -> list[Window]:
+    strata = min(STRATA, len(windows))
+    bounds = [len(windows) * i // strata for i in range(strata + 1)]
+    chosen: dict[int, Window] = {}
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        stratum = windows[begin:end]
+        for kind in sorted({kind for window in stratum for kind in window.sizes}):
+            ranked = sorted(stratum, key=lambda window: (-window.sizes.get(kind, 0.0), window.first))  # noqa: B023
+            chosen.update((window.first, window) for window in ranked[:top])
+    return [chosen[first] for first in sorted(chosen)]
+
+
+def _weighted(windows: Sequence[Window], draws: int, key: bytes) -> list[Window]:
+    """``draws`` windows, with replacement, each kind of state in turn, by capped share of the path length."""
+    if not draws:
+        return []
+    kinds = sorted({kind for window in windows for kind in window.sizes})
+    words = blake3(b"", key=key).digest(length=8 * draws)
+    chosen = []
+    for number in range(draws):
+        point = int.from_bytes(words[8 * number : 8 * number + 8], "little") / 2**64
+        shares = _shares(windows, kinds[number % len(kinds)] if kinds else "")
+        chosen.append(_pick(windows, shares, point))
+    return chosen
+
+
+def _shares(windows: Sequence[Window], kind: str) -> list[float]:
+    sizes = [window.sizes.get(kind, 0.0) for window in windows]
+    total = sum(sizes)
+    if total <= 0:
+        return [1 / len(windows)] * len(windows)
+    capped = [min(size / total, WEIGHT_CAP) for size in sizes]
+    rest = (1 - sum(capped)) / len(windows)  # what the cap cut off is spread evenly
+    return [share + rest for share in capped]
+
+
+def _pick(windows: Sequence[Window], shares: Sequence[float], point: float) -> Window:
+    for window, share in zip(windows, shares, strict=True):
+        point -= share
+        if point < 0:
+            return window
+    return windows[-1]
+
+
+def largest_forged_share(intervals: int, draws: int, error: float = 0.05) -> float:
+    """The share of intervals of which more cannot be forged, at confidence ``1 - error``.
+
+    From ``draws`` uniform draws without replacement that all passed: the largest f with
+    C(N-f, s) / C(N, s) > error (hypergeometric; attack study, section 8).
+    """
+    if draws <= 0:
+        return 1.0
+    low, high = 0, intervals  # f = 0 is always missed, f = N never
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _miss(intervals, middle, draws) > error else (low, middle)
+    return low / intervals
+
+
+def _miss(intervals: int, forged: int, draws: int) -> float:
+    probability = 1.0
+    for drawn in range(draws):
+        if intervals - forged - drawn <= 0:
+            return 0.0
+        probability *= (intervals - forged - drawn) / (intervals - drawn)
+    return probability

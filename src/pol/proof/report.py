@@ -1,0 +1,154 @@
+"""The report: a verdict with one entry per numbered step, and what was not shown."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, NoReturn
+
+import msgspec
+
+from pol.errors import RejectedProof
+from pol.proof.challenge import Draws, largest_forged_share
+
+
+class Verdict(StrEnum):
+    """The three answers."""
+
+    ACCEPT = "ACCEPT"
+    REJECT = "REJECT"
+    INCONCLUSIVE = "INCONCLUSIVE"
+
+
+Status = Literal["passed", "failed", "unable", "not run"]
+"""``unable``: the verifier itself lacks something. ``not run``: an earlier step had failed."""
+
+STEPS = ("Authenticate", "Parse", "Bind", "Shape", "Origin", "Challenge", "Audit", "Decide")
+"""Names of the eight steps of design section 3.4, in order."""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One check of a step."""
+
+    name: str
+    status: Status
+    detail: str
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One of the eight steps."""
+
+    number: int
+    name: str
+    status: Status
+    checks: list[Check]
+
+
+class IntervalResult(msgspec.Struct, frozen=True):
+    """What the replay of one interval gave."""
+
+    index: int
+    start: int
+    stop: int
+    status: Status
+    detail: str
+
+
+class Assurance(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the result reaches: who chose the randomness, whose key, what time evidence."""
+
+    level: Literal["verifier-seeded", "self-seeded", "none"]
+    statements: list[str]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of one verification."""
+
+    schema: str = "pol/report/v1"
+    verdict: Verdict
+    rule: str
+    assurance: Assurance
+    policy: str
+    policy_digest: str
+    genesis: str | None
+    attestation: str | None
+    claimant: str | None
+    """Fingerprint of the prover's key."""
+    weights: str | None
+    """Root of the last checkpoint's weights."""
+    nonce: str
+    steps: list[Step]
+    intervals: list[IntervalResult]
+    draws: Draws | None
+    confidence: str
+    not_shown: list[str]
+    seconds: float
+    """Wall time of the verification."""
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a report has three outcomes, not two: compare report.verdict, or call raise_for_verdict()")
+
+    def raise_for_verdict(self) -> None:
+        """Raise unless the verdict is ACCEPT.
+
+        Raises:
+            RejectedProof: with the report, for REJECT and INCONCLUSIVE.
+        """
+        if self.verdict is not Verdict.ACCEPT:
+            raise RejectedProof(f"{self.verdict}: {self.reason()}", self)
+
+    def reason(self) -> str:
+        """The first check that decided against the proof, with its step; empty for ACCEPT."""
+        for status in ("failed", "unable"):
+            for step in self.steps[:7]:
+                for check in step.checks:
+                    if check.status == status:
+                        return f"step {step.number} {step.name}: {check.detail}"
+        return ""
+
+    @property
+    def caught_by(self) -> int | None:
+        """Number of the first failed step; None if none failed."""
+        return next((step.number for step in self.steps[:7] if step.status == "failed"), None)
+
+
+def step_status(checks: list[Check]) -> Status:
+    """Status of a step; one without checks is not run, never passed."""
+    found = {check.status for check in checks}
+    for status in ("failed", "unable", "passed"):
+        if status in found:
+            return status
+    return "not run"
+
+
+def decide(steps: list[Step]) -> Verdict:
+    """REJECT if any check failed; else INCONCLUSIVE if any could not be run; else ACCEPT."""
+    statuses = {step.status for step in steps}
+    if "failed" in statuses:
+        return Verdict.REJECT
+    if statuses == {"passed"} and len(steps) == len(STEPS) - 1:
+        return Verdict.ACCEPT
+    return Verdict.INCONCLUSIVE
+
+
+NOT_SHOWN = [
+    "that the data are lawful, unpoisoned or rightly labelled, or that the recipe is benign: read both",
+    "that no other run was made, or that this one was not picked from several",
+    "that the model was not distilled from another, or that nobody else has trained a like one",
+    "that the prover computed it rather than someone it hired",
+    "when the training took place: no time evidence is part of this format version",
+    "anything about a served model whose file was not given to this verification",
+]
+
+
+def confidence_sentence(draws: Draws) -> str:
+    """What the draws say in numbers, for an audit that found nothing wrong."""
+    total, uniform, met = draws.intervals, len(draws.uniform), len(draws.all())
+    if met == total:
+        return f"All {total} intervals were replayed: every one is an exact execution, and none could be forged unseen."
+    share = largest_forged_share(total, uniform)
+    single = uniform / total
+    return (
+        f"With 95 % confidence at most {100 * share:.2g} % of the {total} intervals are not exact executions (from {uniform} "
+        f"uniform draws alone). One single forged interval, placed where nothing else would look, would have been met with "
+        f"probability {single:.2g}; that is all that a splice needs."
+    )

@@ -1,0 +1,88 @@
+"""Steps 1 and 2: who signed, and whether everything parses."""
+
+from __future__ import annotations
+
+from pol import canonical, keys
+from pol.errors import FormatError
+from pol.proof import attestation, genesis
+from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL, Journal, Statement
+from pol.proof.container import header_length, parse_header
+from pol.proof.envelope import parse_envelope
+from pol.proof.genesis import MAX_GENESIS, Genesis, Secret
+from pol.proof.log import parse_log
+from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, MAX_DATASET, MAX_LOG_FILE, SECRET, checkpoint_step
+from pol.verifier.case import Case, Checks, passed, require
+
+MAX_SECRET = 1024
+"""Largest secret.json: it holds 64 hexadecimal digits."""
+
+
+def envelopes(case: Case) -> Checks:
+    """Step 2, first part: the two signed payloads, without which there is nobody to authenticate."""
+    case.files = case.store.files()
+    total = sum(case.files.values())
+    yield require(
+        total <= case.policy.max_bytes, "size", f"{len(case.files)} files, {total} bytes",
+        f"{total} bytes, more than the policy reads ({case.policy.max_bytes})",
+    )  # fmt: skip
+    data = case.store.read(GENESIS, 2 * MAX_GENESIS)
+    case.genesis_envelope = parse_envelope(data, what=GENESIS, payload_type=genesis.PAYLOAD_TYPE, limit=MAX_GENESIS)
+    payload = case.genesis_envelope.payload_bytes(GENESIS)
+    case.genesis = canonical.decode(payload, Genesis, what=f"{GENESIS}: payload", limit=MAX_GENESIS)
+    data = case.store.read(ATTESTATION, 2 * MAX_ATTESTATION)
+    case.attestation_envelope = parse_envelope(
+        data, what=ATTESTATION, payload_type=attestation.PAYLOAD_TYPE, limit=MAX_ATTESTATION
+    )
+    payload = case.attestation_envelope.payload_bytes(ATTESTATION)
+    case.statement = canonical.decode(payload, Statement, what=f"{ATTESTATION}: payload", limit=MAX_ATTESTATION)
+    yield passed("envelopes", "genesis and attestation are canonical")
+
+
+def contents(case: Case) -> Checks:
+    """Step 2, second part: everything else."""
+    case.log = parse_log(case.store.read(LOG, MAX_LOG_FILE))
+    yield passed("log", f"{len(case.log.intervals)} interval records")
+    case.journal = canonical.decode(case.store.read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)
+    case.secret = canonical.decode(case.store.read(SECRET, MAX_SECRET), Secret, what=SECRET, limit=MAX_SECRET)
+    case.leaves = case.store.read(DATASET, MAX_DATASET)
+    if len(case.leaves) % 32:
+        raise FormatError(f"{DATASET}: {len(case.leaves)} bytes are not a list of 32-byte leaves")
+    case.checkpoints = {}
+    for name, size in sorted(case.files.items()):
+        step = checkpoint_step(name)
+        if step is not None:
+            prefix = case.store.read_range(name, 0, 8)
+            header = case.store.read_range(name, 8, 8 + header_length(prefix, size, name))
+            case.checkpoints[step] = parse_header(header, size, name)
+    yield passed("files", f"{len(case.checkpoints)} checkpoints, {len(case.leaves) // 32} sample leaves")
+
+
+def signatures(case: Case) -> Checks:
+    """Step 1: the one key that the genesis names signed both."""
+    claimant = case.genesis.claimant
+    keys.verify_envelope(case.genesis_envelope, claimant, GENESIS)
+    keys.verify_envelope(case.attestation_envelope, claimant, ATTESTATION)
+    yield passed("signatures", f"genesis and attestation are signed by {keys.fingerprint(claimant)}")
+
+
+def trusted_key(case: Case) -> Checks:
+    """Step 1: it is a key that the verifier trusts, if the verifier named any."""
+    found = keys.fingerprint(case.genesis.claimant)
+    if not case.policy.keys:
+        yield passed("key", f"you pinned no key: this is the proof of whoever holds {found}")
+    else:
+        yield require(found in case.policy.keys, "key", f"{found} is pinned", f"signed by {found}, which you did not pin")
+
+
+def beacon(case: Case) -> Checks:
+    """Step 1: the run's randomness answers the verifier's nonce, if it gave one."""
+    given, used = case.policy.beacon, case.statement.predicate.beacon
+    if used.kind == "none" and used.value != "00" * 32:
+        raise FormatError(f"{ATTESTATION}: a beacon of kind none has value zero")
+    if given is None:
+        yield passed("beacon", "you gave no nonce for this genesis, so the claimant may have chosen the randomness")
+    else:
+        yield require(
+            used.kind == "nonce" and used.value == given, "beacon", "the run uses the nonce that you gave",
+            "the run does not use the nonce that you gave for it",
+        )  # fmt: skip

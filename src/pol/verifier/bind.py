@@ -1,0 +1,134 @@
+"""Step 3: every byte is bound to the attestation, and every record to the next."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any
+
+import msgspec
+
+from pol import seeds
+from pol.digest import blake3_bytes
+from pol.errors import FormatError, IntegrityError, UsageError
+from pol.merkle import tree
+from pol.proof.container import Placed, header_length, parse_header
+from pol.statetree import StateRoot, state_root
+from pol.store import ATTESTATION, DATASET, GENESIS, LOG, SECRET, checkpoint_path
+from pol.verifier.case import Case, Checks, passed, require
+
+
+def files(case: Case) -> Checks:
+    """Every file present is listed and hashed, and every listed file is present."""
+    listed = {subject.name: "sha256:" + subject.digest.sha256 for subject in case.statement.subject}
+    if len(listed) != len(case.statement.subject):
+        raise IntegrityError(f"{ATTESTATION}: lists a file twice")
+    present = set(case.files) - {ATTESTATION}
+    if extra := sorted(present - set(listed)):
+        raise IntegrityError(f"{extra[0]}: not listed in the attestation")
+    if missing := sorted(set(listed) - present):
+        raise IntegrityError(f"{missing[0]}: listed in the attestation, but missing")
+    for number, name in enumerate(sorted(listed)):
+        case.progress("hashing files", number, len(listed))
+        if not hmac.compare_digest(case.store.sha256(name), listed[name]):
+            raise IntegrityError(f"{name}: not the bytes that were attested")
+    yield passed("files", f"all {len(listed)} files are listed, present and unchanged")
+
+
+def chain(case: Case) -> Checks:
+    """Log, attestation, genesis, dataset and secret name one another."""
+    predicate, genesis, log = case.statement.predicate, case.genesis, case.log
+    links = [
+        (predicate.genesis == case.genesis_digest, f"{ATTESTATION} is of another genesis"),
+        (log.origin.genesis == case.genesis_digest, f"{LOG} is of another genesis"),
+        (predicate.log == log.root, f"{LOG} does not have the attested root"),
+        (predicate.origin == log.origin.root, f"{ATTESTATION} has another first state than {LOG}"),
+        (bool(log.intervals) and predicate.final == log.intervals[-1].root, f"{ATTESTATION} has another last state than {LOG}"),
+        (predicate.dataset == genesis.dataset.root, f"{ATTESTATION} has another dataset than {GENESIS}"),
+        (tree([case.leaves[i : i + 32] for i in range(0, len(case.leaves), 32)]) == genesis.dataset.root,
+         f"{DATASET} does not have the root that {GENESIS} names"),
+        (seeds.commit(case.r) == genesis.secret, f"{SECRET} is not the secret that {GENESIS} commits to"),
+        (predicate.beacon == case.journal.beacon, f"{ATTESTATION} has another beacon than the journal"),
+    ]  # fmt: skip
+    for holds, otherwise in links:
+        if not holds:
+            raise IntegrityError(otherwise)
+    yield passed("chain", "log, attestation, genesis, dataset and secret belong together")
+
+
+def states(case: Case) -> Checks:
+    """Every kept checkpoint has the state root of its record."""
+    roots = {0: case.log.origin.root} | {interval.stop: interval.root for interval in case.log.intervals}
+    for number, (step, placed) in enumerate(sorted(case.checkpoints.items())):
+        case.progress("hashing states", number, len(case.checkpoints))
+        if step not in roots or checkpoint_root(case, step, placed) != roots[step]:
+            raise IntegrityError(f"{checkpoint_path(step)}: not the state that the log records after {step} steps")
+    yield require(
+        bool(case.checkpoints), "states", f"all {len(case.checkpoints)} kept checkpoints have the recorded roots",
+        "the proof has no checkpoint",
+    )  # fmt: skip
+
+
+def checkpoint_root(case: Case, step: int, placed: list[Placed]) -> StateRoot:
+    """State roots of a checkpoint file, streamed entry by entry."""
+    name = checkpoint_path(step)
+    return state_root((slot.entry, blake3_bytes(case.store.read_range(name, slot.begin, slot.end))) for slot in placed)
+
+
+def released_model(case: Case) -> Checks:
+    """The released model has exactly the names, shapes and bytes of the last checkpoint's weights."""
+    if case.model is None:
+        yield passed("model", "no model file was given; the weights root in this report can be compared later")
+        return
+    release = case.genesis.spec.release
+    if release is None:
+        raise UsageError("this proof names no released part, so a model file cannot be compared; leave --model away")
+    expected = _released(case, release.part)
+    found = _model_entries(case)
+    aliases = {alias.removeprefix(release.part + ".") for alias in case.genesis.spec.declaration.aliases}
+    for alias in aliases & set(found):
+        target = case.genesis.spec.declaration.aliases[f"{release.part}.{alias}"].removeprefix(release.part + ".")
+        if found.pop(alias) != expected.get(target):
+            raise IntegrityError(f"{case.model.name}: {alias} differs from {target}, to which it is tied")
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            how = "is missing" if name not in found else "is not in the proof" if name not in expected else "differs"
+            raise IntegrityError(f"{case.model.name}: {name} {how}: not the model that was trained")
+    yield passed("model", f"{case.model.name} is the last checkpoint's weights ({len(expected)} tensors)")
+
+
+def _released(case: Case, part: str) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    step = case.genesis.spec.steps
+    name, prefix = checkpoint_path(step), part + "."
+    return {
+        slot.entry.name.removeprefix(prefix): (
+            slot.entry.dtype, tuple(slot.entry.shape), blake3_bytes(case.store.read_range(name, slot.begin, slot.end)),
+        )
+        for slot in case.checkpoints.get(step, [])
+        if slot.entry.kind in ("parameter", "buffer") and slot.entry.name.startswith(prefix)
+    }  # fmt: skip
+
+
+def _model_entries(case: Case) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    assert case.model is not None
+    try:
+        size = case.model.stat().st_size
+        with case.model.open("rb") as file:
+            prefix = file.read(8)
+            header = file.read(header_length(prefix, size, case.model.name))
+            found = {}
+            for slot in parse_header(_as_parameters(header), size, case.model.name, header_size=len(header)):
+                file.seek(slot.begin)
+                content = blake3_bytes(file.read(slot.end - slot.begin))
+                found[slot.entry.name] = slot.entry.dtype, tuple(slot.entry.shape), content
+            return found
+    except OSError as error:
+        raise UsageError(f"{case.model}: cannot read the model: {error.strerror}") from None
+
+
+def _as_parameters(header: bytes) -> bytes:
+    """A plain safetensors header with its names as those of parameters, and without its free-form metadata."""
+    try:
+        slots = msgspec.json.decode(header.rstrip(b" "), type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise FormatError(f"model: not a safetensors header: {error}") from None
+    return msgspec.json.encode({f"parameter/{key}": slot for key, slot in slots.items() if key != "__metadata__"})

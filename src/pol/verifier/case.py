@@ -1,0 +1,87 @@
+"""What a verification knows: the proof as read so far, the policy, and the way to read more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pol import seeds
+from pol.digest import Digest
+from pol.proof.attestation import Journal, Statement, attestation_digest
+from pol.proof.challenge import Draws, Window
+from pol.proof.container import Placed
+from pol.proof.envelope import Envelope
+from pol.proof.genesis import Genesis, Secret, genesis_digest
+from pol.proof.log import Log
+from pol.proof.policy import Policy
+from pol.proof.report import Check, IntervalResult
+from pol.store import ProofDirectory
+
+Checks = Iterator[Check]
+
+
+@dataclass
+class Case:
+    """One verification. Fields after ``nonce`` are filled by the steps, in order."""
+
+    store: ProofDirectory
+    policy: Policy
+    model: Path | None
+    nonce: bytes
+    progress: Callable[[str, int, int | None], None]
+
+    genesis_envelope: Envelope = field(init=False)
+    genesis: Genesis = field(init=False)
+    attestation_envelope: Envelope = field(init=False)
+    statement: Statement = field(init=False)
+    files: dict[str, int] = field(init=False)
+    log: Log = field(init=False)
+    journal: Journal = field(init=False)
+    secret: Secret = field(init=False)
+    leaves: bytes = field(init=False)
+    checkpoints: dict[int, list[Placed]] = field(init=False)
+    windows: list[Window] = field(init=False)
+    draws: Draws | None = None
+    intervals: list[IntervalResult] = field(default_factory=list)
+
+    @property
+    def genesis_digest(self) -> Digest:
+        """Digest of the genesis."""
+        return genesis_digest(self.genesis)
+
+    @property
+    def attestation_digest(self) -> Digest:
+        """Digest of the attestation."""
+        return attestation_digest(self.statement)
+
+    @property
+    def r(self) -> bytes:
+        """The opened secret."""
+        return bytes.fromhex(self.secret.r)
+
+    @property
+    def seed(self) -> bytes:
+        """The seed of the run, derived again."""
+        beacon = bytes.fromhex(self.statement.predicate.beacon.value)
+        return seeds.derive_seed(self.genesis_digest, beacon, self.r)
+
+
+def passed(name: str, detail: str) -> Check:
+    """A check that passed."""
+    return Check(name, "passed", detail)
+
+
+def failed(name: str, detail: str) -> Check:
+    """A check that failed."""
+    return Check(name, "failed", detail)
+
+
+def unable(name: str, detail: str) -> Check:
+    """A check that the verifier could not run."""
+    return Check(name, "unable", detail)
+
+
+def require(holds: bool, name: str, detail: str, otherwise: str) -> Check:
+    """Passed with ``detail`` if it holds, failed with ``otherwise`` if not."""
+    return passed(name, detail) if holds else failed(name, otherwise)
