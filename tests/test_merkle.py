@@ -108,9 +108,7 @@ def test_another_index_is_refused(size):
     root = merkle.root(leaf_hashes)
     for index in range(size):
         path = merkle.inclusion_path(leaf_hashes, index)
-        taken = [
-            i for i in range(-1, 2 * size) if merkle.verify_inclusion(leaf_hashes[index], i, size, path, root)
-        ]
+        taken = [i for i in range(-1, 2 * size) if merkle.verify_inclusion(leaf_hashes[index], i, size, path, root)]
         assert taken == [index]
 
 

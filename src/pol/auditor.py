@@ -50,7 +50,9 @@ class Auditor(Protocol):
 class LocalAuditor:
     """Audits on this machine, with one process per profile. A context manager."""
 
-    def __init__(self, recipe: Recipe | str, settings: dict[str, Any] | None = None, executor: Executor | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe | str, settings: dict[str, Any] | None = None, executor: Executor | None = None
+    ) -> None:
         given = recipe.configuration if isinstance(recipe, Recipe) else settings or {}
         self._reference = reference_of(recipe) if isinstance(recipe, Recipe) else recipe
         split_reference(self._reference)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pol import canonical, seeds
+from pol import canonical, messages, seeds
 from pol.declaration import difference
 from pol.digest import Digest
 from pol.errors import PolError, ReplayError, UsageError
@@ -25,9 +25,16 @@ from pol.profile import Profile
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import Beacon
 from pol.proof.genesis import (
-    Control, Dataset, Genesis, RecipeIdentity, Release, Secret, Spec, genesis_digest, steps_per_epoch,
+    Control,
+    Dataset,
+    Genesis,
+    RecipeIdentity,
+    Release,
+    Secret,
+    Spec,
+    genesis_digest,
+    steps_per_epoch,
 )  # fmt: skip
-from pol import messages
 from pol.replay.recipe import Recipe, reference_of, split_reference
 from pol.replay.sources import local_sources, sources_digest
 from pol.unfinished import Unfinished, open_unfinished
@@ -185,14 +192,18 @@ class _Recorder:
             )
         for module, digest in local_sources(self._reference).items():
             if genesis.recipe.sources.get(module) != digest:
-                raise UsageError(f"module {module} of the recipe has changed since the genesis was signed; restore it to resume")
+                raise UsageError(
+                    f"module {module} of the recipe has changed since the genesis was signed; restore it to resume"
+                )
         changed = [k for k, v in self._tagged.items() if genesis.recipe.configuration.get(k) != v]
         if changed:
             raise UsageError(f"--set {changed[0]} differs from the signed genesis; it cannot change on resume")
         return genesis
 
     def _program(self, profile: Profile, seed: bytes, configuration: dict[str, Any]) -> messages.Program:
-        return messages.Program(reference=self._reference, configuration=configuration, seed=seed.hex(), profile=profile)
+        return messages.Program(
+            reference=self._reference, configuration=configuration, seed=seed.hex(), profile=profile
+        )
 
     def _build_twice(self, profile: Profile, r: bytes) -> tuple[messages.Built, messages.Built]:
         """Two dry builds under throwaway seeds: what they share does not depend on the seed."""
@@ -212,7 +223,9 @@ class _Recorder:
     def _control(self, profile: Profile, built: messages.Built) -> messages.Controlled:
         self._progress("control run", 0, None)
         program = self._program(profile, seeds.CONTROL_SEED, built.configuration)
-        control = self._ask(messages.Control(program=program, steps=CONTROL_STEPS, reenter=True), messages.Controlled, "")
+        control = self._ask(
+            messages.Control(program=program, steps=CONTROL_STEPS, reenter=True), messages.Controlled, ""
+        )
         if control.undeclared:
             raise UsageError(_undeclared(control.undeclared))
         if control.reentry:

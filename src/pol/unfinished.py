@@ -15,14 +15,34 @@ from pol.interval import Interval, Origin
 from pol.keys import SigningKey, verify_envelope
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import (
-    MAX_JOURNAL, PAYLOAD_TYPE, Beacon, Journal, Predicate, Sha256, Statement, Subject, attestation_digest,
+    MAX_JOURNAL,
+    PAYLOAD_TYPE,
+    Beacon,
+    Journal,
+    Predicate,
+    Sha256,
+    Statement,
+    Subject,
+    attestation_digest,
 )  # fmt: skip
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
 from pol.proof.log import decode_record, encode_record, parse_log
 from pol.store import (
-    ATTESTATION, CHECKPOINTS, DATASET, GENESIS, JOURNAL, LOCK, LOG, MAX_LOG_FILE, SECRET, Lock, ProofDirectory,
-    checkpoint_path, checkpoint_step, write_atomically,
+    ATTESTATION,
+    CHECKPOINTS,
+    DATASET,
+    GENESIS,
+    JOURNAL,
+    LOCK,
+    LOG,
+    MAX_LOG_FILE,
+    SECRET,
+    Lock,
+    ProofDirectory,
+    checkpoint_path,
+    checkpoint_step,
+    write_atomically,
 )  # fmt: skip
 from pol.version import __version__
 
@@ -48,7 +68,9 @@ def open_unfinished(path: Path, key: SigningKey, *, resume: bool) -> Iterator[Un
     if resume and not path.is_dir():
         raise UsageError(f"{path}: there is no recording to resume")
     if not resume and path.exists() and any(path.iterdir()):
-        raise UsageError(f"{path} is not empty: give a new directory, or --resume to go on with an unfinished recording")
+        raise UsageError(
+            f"{path} is not empty: give a new directory, or --resume to go on with an unfinished recording"
+        )
     try:
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,7 +164,9 @@ class Unfinished:
             if record.stop in self.kept_steps(genesis) and (self.path / checkpoint_path(record.stop)).exists():
                 last, counts, keep_lines = record.stop, record.schedules, number
         if lines:
-            if lines[0] + b"\n" != encode_record(Origin(genesis_digest(genesis), decode_record(lines[0], Origin, 1).root)):
+            if lines[0] + b"\n" != encode_record(
+                Origin(genesis_digest(genesis), decode_record(lines[0], Origin, 1).root)
+            ):
                 raise IntegrityError(f"{self.path / LOG}: belongs to another genesis; start anew in another directory")
             journal = self._journal()
             self._write_journal(_with(journal, resumes=[*journal.resumes, last]))
@@ -200,7 +224,9 @@ class Unfinished:
         return attestation_digest(statement)
 
     def _journal(self) -> Journal:
-        return canonical.decode(ProofDirectory(self.path).read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)
+        return canonical.decode(
+            ProofDirectory(self.path).read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL
+        )
 
     def _write_journal(self, journal: Journal) -> None:
         write_atomically(self.path / JOURNAL, canonical.encode(journal))

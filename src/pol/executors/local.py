@@ -13,8 +13,8 @@ from typing import Protocol
 import msgspec
 
 from pol.errors import ReplayError
-from pol.profile import Profile, environment
 from pol.messages import EventType, Failed, JobType
+from pol.profile import Profile, environment
 
 
 class Executor(Protocol):
@@ -39,7 +39,9 @@ class LocalProcess:
     def __enter__(self) -> LocalProcess:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

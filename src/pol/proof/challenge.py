@@ -48,7 +48,9 @@ class Draws(msgspec.Struct, frozen=True, kw_only=True):
         return sorted({*self.mandatory, *self.top, *self.uniform, *self.weighted})
 
 
-def draw(challenge: Challenge, attestation: Digest, nonce: bytes, windows: Sequence[Window], resumed: Sequence[int]) -> Draws:
+def draw(
+    challenge: Challenge, attestation: Digest, nonce: bytes, windows: Sequence[Window], resumed: Sequence[int]
+) -> Draws:
     """Draw a challenge.
 
     Args:
@@ -92,7 +94,7 @@ def _largest(windows: Sequence[Window], top: int) -> list[Window]:
     for begin, end in zip(bounds, bounds[1:], strict=False):
         stratum = windows[begin:end]
         for kind in sorted({kind for window in stratum for kind in window.sizes}):
-            ranked = sorted(stratum, key=lambda window: (-window.sizes.get(kind, 0.0), window.first))  # noqa: B023
+            ranked = sorted(stratum, key=lambda window: (-window.sizes.get(kind, 0.0), window.first))
             chosen.update((window.first, window) for window in ranked[:top])
     return [chosen[first] for first in sorted(chosen)]
 

@@ -16,7 +16,9 @@ MAX_HEADER = 100_000_000
 class _Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     shape: list[Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]]
-    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]]
+    data_offsets: tuple[
+        Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)], Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    ]
 
 
 class Placed(msgspec.Struct, frozen=True):

@@ -40,7 +40,10 @@ def decode_record(line: bytes, type_: type[R], number: int) -> R:
     """
     record = canonical.decode(line, type_, what=f"log.jsonl line {number}", limit=MAX_LINE)
     if isinstance(record, Interval):
-        for text in [*([record.loss] if record.loss is not None else []), *(v for r in record.learning_rates for v in r.values)]:
+        for text in [
+            *([record.loss] if record.loss is not None else []),
+            *(v for r in record.learning_rates for v in r.values),
+        ]:
             canonical.parse_float(text, f"log.jsonl line {number}", finite=True)
     return record
 

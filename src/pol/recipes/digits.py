@@ -57,9 +57,7 @@ def load_digits() -> tuple[tuple[Item, ...], tuple[Item, ...]]:
             f"sha256 {found}, expected {DATA_SHA256}; install another version of scikit-learn"
         )
     pixels = images.astype(np.uint8)  # exact: the values are whole numbers
-    items = tuple(
-        {"image": image, "label": label} for image, label in zip(pixels, labels.tolist(), strict=True)
-    )
+    items = tuple({"image": image, "label": label} for image, label in zip(pixels, labels.tolist(), strict=True))
     return items[:NUM_TRAIN], items[NUM_TRAIN:]
 
 

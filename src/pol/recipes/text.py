@@ -140,20 +140,19 @@ class CharGPT(Recipe):
         clip: Largest norm of the gradient; None leaves it as it is.
         path: A text file; None is this Python's help topics, which other releases have in other words.
         sha256: What the text must hash to, in hex; None leaves a file unchecked (topics are always checked).
-        device: Where to train; the weights are drawn on the CPU wherever that is.
     """
 
     def __init__(
         self, *, num_epochs: int = 3, steps_per_epoch: int = 100, batch_size: int = 16,
         layers: int = 4, heads: int = 4, width: int = 128, context: int = 64, dropout: float = 0.1,
         tied: bool = True, lr: float = 2e-3, weight_decay: float = 0.1, warmup: int = 20,
-        clip: float | None = 1.0, path: str | None = None, sha256: str | None = None, device: str = "cpu",
+        clip: float | None = 1.0, path: str | None = None, sha256: str | None = None,
     ) -> None:  # fmt: skip
         if width % heads:
             raise UsageError(f"width {width} is not a multiple of {heads} heads")
         self.num_epochs, self.steps_per_epoch, self.batch_size = num_epochs, steps_per_epoch, batch_size
         self.layers, self.heads, self.width, self.context = layers, heads, width, context
-        self.dropout, self.tied, self.device = dropout, tied, device
+        self.dropout, self.tied = dropout, tied
         self.lr, self.weight_decay, self.warmup, self.clip = lr, weight_decay, warmup, clip
         self.path, self.sha256 = path, sha256
         self._windows: list[Item] | None = None
@@ -168,7 +167,6 @@ class CharGPT(Recipe):
     def build(self) -> dict[str, Any]:
         """Model, optimizer and schedule."""
         model = Transformer(self.layers, self.heads, self.width, self.context, self.dropout, self.tied)
-        model.to(self.device)
         groups: list[dict[str, Any]] = [
             {"params": [p for p in model.parameters() if p.dim() >= 2]},
             {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -186,7 +184,7 @@ class CharGPT(Recipe):
 
     def step(self, parts: Any, batch: dict[str, Tensor]) -> Tensor:
         """One optimizer update; returns the loss before it, in nats per byte."""
-        tokens = batch["tokens"].to(self.device).long()
+        tokens = batch["tokens"].long()
         logits = parts.model(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         parts.optimizer.zero_grad()

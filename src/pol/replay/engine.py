@@ -38,7 +38,9 @@ class Observer(Protocol):
     def item(self, index: int, item: Any) -> None:
         """The dataset returned sample ``index`` (before its transform)."""
 
-    def closed(self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]) -> None:
+    def closed(
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
+    ) -> None:
         """Step ``step`` is done; ``loss`` is None if it was skipped; ``take()`` gives the state after it."""
 
 

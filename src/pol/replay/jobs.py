@@ -16,16 +16,29 @@ from pol import canonical
 from pol.declaration import External
 from pol.errors import PolError, ReplayError
 from pol.interval import Interval
+from pol.messages import (
+    Build,
+    Built,
+    Control,
+    Controlled,
+    EventType,
+    Failed,
+    Finished,
+    JobType,
+    Opened,
+    Program,
+    Recorded,
+    Replay,
+    Segment,
+    Stepped,
+    Train,
+)  # fmt: skip
 from pol.profile import Platform, Profile
 from pol.replay import recipe as recipes
 from pol.replay import sources
 from pol.replay.data import sample_leaf
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.intervals import IntervalRecorder
-from pol.messages import (
-    Build, Built, Control, Controlled, EventType, Failed, Finished, JobType, Opened, Program, Recorded, Replay,
-    Segment, Stepped, Train,
-)  # fmt: skip
 from pol.replay.openings import FileWatch
 from pol.replay.origin import compare
 from pol.replay.randomness import Streams

@@ -58,5 +58,5 @@ class FileWatch:
             if real.endswith(_CODE) or real.startswith(_SYSTEM) or not os.path.isfile(real):
                 continue
             with open(real, "rb") as file:
-                found.append(External(name=Path(real).name, digest=sha256_chunks(iter(lambda: file.read(_CHUNK), b""))))  # noqa: B023
+                found.append(External(name=Path(real).name, digest=sha256_chunks(iter(lambda: file.read(_CHUNK), b""))))
         return found

@@ -70,7 +70,11 @@ class Parts:
                 *module.named_buffers(remove_duplicate=False),
             ):
                 full = f"{part}.{_clean(name)}"
-                identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (id(tensor),)
+                identity = (
+                    (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+                    if tensor.numel()
+                    else (id(tensor),)
+                )
                 first = owned.setdefault(identity, full)
                 if first != full:
                     self.aliases[full] = first
@@ -78,7 +82,9 @@ class Parts:
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 if any(id(parameter) not in self._names for parameter in group["params"]):
-                    raise UsageError(f"optimizer {name!r} trains a tensor of no attached module: attach the module that holds it")
+                    raise UsageError(
+                        f"optimizer {name!r} trains a tensor of no attached module: attach the module that holds it"
+                    )
 
     def _count_schedules(self) -> None:
         for name, schedule in self.schedules.items():
@@ -90,7 +96,9 @@ class Parts:
     def _counting(self, name: str, step: Any) -> Any:
         def counted(*args: Any, **kwargs: Any) -> None:
             if args or kwargs:
-                raise ReplayError(f"schedule {name!r}: step() was called with arguments; only step() can be counted and repeated")
+                raise ReplayError(
+                    f"schedule {name!r}: step() was called with arguments; only step() can be counted and repeated"
+                )
             step()
             self.counts[name] += 1
 
@@ -127,7 +135,9 @@ class Parts:
 
     def rates(self) -> list[float]:
         """The learning rate of every parameter group, optimizers in order of name."""
-        return [float(group["lr"]) for _, o in sorted(self.optimizers.items()) for group in o.param_groups if "lr" in group]
+        return [
+            float(group["lr"]) for _, o in sorted(self.optimizers.items()) for group in o.param_groups if "lr" in group
+        ]
 
     # -- take down ----------------------------------------------------------------------------------------------
 
@@ -174,7 +184,9 @@ class Parts:
                     tensors[f"optimizer/{part}.{name}.{key}"] = value
                 else:
                     values.append([name, key, flatten(value, f"object/{part}.{name}.{key}", tensors)])
-        groups = [{k: canonical.tag(group[k], k) for k in self._restored_rates(part)} for group in optimizer.param_groups]
+        groups = [
+            {k: canonical.tag(group[k], k) for k in self._restored_rates(part)} for group in optimizer.param_groups
+        ]
         if values or any(groups):
             self._add_value(part, {"state": values, "groups": groups}, tensors)
 
@@ -218,7 +230,9 @@ class Parts:
             for key, tensor in self._module_tensors().items():
                 saved = remaining.pop(key, None)
                 if saved is None or saved.shape != tensor.shape or saved.dtype != tensor.dtype:
-                    raise IntegrityError(f"state entry {key}: missing, or of another dtype or shape than the recipe built")
+                    raise IntegrityError(
+                        f"state entry {key}: missing, or of another dtype or shape than the recipe built"
+                    )
                 tensor.copy_(saved)
         for part, optimizer in self.optimizers.items():
             self._restore_optimizer(part, optimizer, remaining)
@@ -230,7 +244,9 @@ class Parts:
         if remaining:
             raise IntegrityError(f"state entry {next(iter(remaining))}: the recipe has no such thing")
 
-    def _restore_optimizer(self, part: str, optimizer: torch.optim.Optimizer, remaining: dict[str, torch.Tensor]) -> None:
+    def _restore_optimizer(
+        self, part: str, optimizer: torch.optim.Optimizer, remaining: dict[str, torch.Tensor]
+    ) -> None:
         by_name = {self._names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
         optimizer.state.clear()
         prefix = f"optimizer/{part}."
@@ -243,7 +259,9 @@ class Parts:
             value = self._pop_value(part, remaining)
             self._restore_values(part, optimizer, by_name, value, remaining)
 
-    def _restore_values(self, part: str, optimizer: torch.optim.Optimizer, by_name: Any, value: Any, remaining: Any) -> None:
+    def _restore_values(
+        self, part: str, optimizer: torch.optim.Optimizer, by_name: Any, value: Any, remaining: Any
+    ) -> None:
         prefix = f"object/{part}."
         mine = {k: remaining.pop(k) for k in list(remaining) if k.startswith(prefix)}
         try:
@@ -252,7 +270,9 @@ class Parts:
             names = self._restored_rates(part)
             for group, saved in zip(optimizer.param_groups, value["groups"], strict=True):
                 if sorted(saved) != names:
-                    raise IntegrityError(f"optimizer {part!r}: the state holds hyperparameters that were declared static")
+                    raise IntegrityError(
+                        f"optimizer {part!r}: the state holds hyperparameters that were declared static"
+                    )
                 for key in names:
                     restored = canonical.untag(saved[key], key)
                     group[key] = tuple(restored) if isinstance(restored, list) else restored

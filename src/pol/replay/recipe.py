@@ -119,9 +119,15 @@ def reference_of(recipe: Recipe) -> str:
         UsageError: the class is not at the top level of a file.
     """
     cls = type(recipe)
-    file = inspect.getsourcefile(cls) if cls.__module__ != "__main__" or hasattr(sys.modules["__main__"], "__file__") else None
+    file = (
+        inspect.getsourcefile(cls)
+        if cls.__module__ != "__main__" or hasattr(sys.modules["__main__"], "__file__")
+        else None
+    )
     if file is None or "." in cls.__qualname__:
-        raise UsageError(f"{cls.__qualname__} must be a top-level class of a file, so that another process can import it")
+        raise UsageError(
+            f"{cls.__qualname__} must be a top-level class of a file, so that another process can import it"
+        )
     module = cls.__module__
     if module == "__main__" or importlib.util.find_spec(module.partition(".")[0]) is None:
         return f"{file}:{cls.__name__}"

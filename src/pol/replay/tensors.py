@@ -31,7 +31,9 @@ def dtype_name(tensor: torch.Tensor, where: str) -> str:
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         raise ReplayError(f"{where} is on {tensor.device} ({tensor.layout}): this version records dense CPU tensors")
     if tensor.dtype not in NAMES:
-        raise ReplayError(f"{where} has dtype {tensor.dtype}, which format v1 does not have ({', '.join(NAMES.values())})")
+        raise ReplayError(
+            f"{where} has dtype {tensor.dtype}, which format v1 does not have ({', '.join(NAMES.values())})"
+        )
     return NAMES[tensor.dtype]
 
 

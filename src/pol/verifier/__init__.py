@@ -31,7 +31,16 @@ from pol.auditor import Auditor, LocalAuditor
 from pol.errors import AuthenticityError, FormatError, IntegrityError, UsageError
 from pol.proof.policy import EXACT, Policy, policy_digest
 from pol.proof.report import (
-    NOT_SHOWN, STEPS, Assurance, Check, Report, Step, Verdict, confidence_sentence, decide, step_status,
+    NOT_SHOWN,
+    STEPS,
+    Assurance,
+    Check,
+    Report,
+    Step,
+    Verdict,
+    confidence_sentence,
+    decide,
+    step_status,
 )  # fmt: skip
 from pol.replay.recipe import Recipe
 from pol.store import ProofDirectory
@@ -140,7 +149,9 @@ def _not_run(number: int) -> Step:
 def _report(case: Case, steps: list[Step], seconds: float) -> Report:
     verdict = decide(steps)
     known = hasattr(case, "statement")
-    final = Step(8, STEPS[7], "passed" if verdict is Verdict.ACCEPT else "failed" if verdict is Verdict.REJECT else "unable", [])
+    final = Step(
+        8, STEPS[7], "passed" if verdict is Verdict.ACCEPT else "failed" if verdict is Verdict.REJECT else "unable", []
+    )
     with contextlib.suppress(AuthenticityError):
         claimant = keys.fingerprint(case.genesis.claimant) if known else None
         return Report(
@@ -157,7 +168,9 @@ def _report(case: Case, steps: list[Step], seconds: float) -> Report:
             steps=[*steps, final],
             intervals=case.intervals,
             draws=case.draws,
-            confidence=confidence_sentence(case.draws) if verdict is Verdict.ACCEPT and case.draws else "Nothing was shown.",
+            confidence=confidence_sentence(case.draws)
+            if verdict is Verdict.ACCEPT and case.draws
+            else "Nothing was shown.",
             not_shown=NOT_SHOWN,
             seconds=seconds,
         )
@@ -175,7 +188,9 @@ def _assurance(case: Case, verdict: Verdict, steps: list[Step]) -> Assurance:
         if seeded
         else "The claimant chose the randomness (no nonce of yours): it may have tried many genesis blocks and kept one."
     )
-    key = "You pinned the key." if case.policy.keys else "You pinned no key: the name behind it is for you to establish."
+    key = (
+        "You pinned the key." if case.policy.keys else "You pinned no key: the name behind it is for you to establish."
+    )
     start = "Origin: weights drawn from the run's seed, drawn again here; nothing was trained before."
     return Assurance(
         level="verifier-seeded" if seeded else "self-seeded",

@@ -71,7 +71,9 @@ def trusted_key(case: Case) -> Checks:
     if not case.policy.keys:
         yield passed("key", f"you pinned no key: this is the proof of whoever holds {found}")
     else:
-        yield require(found in case.policy.keys, "key", f"{found} is pinned", f"signed by {found}, which you did not pin")
+        yield require(
+            found in case.policy.keys, "key", f"{found} is pinned", f"signed by {found}, which you did not pin"
+        )
 
 
 def beacon(case: Case) -> Checks:

@@ -45,12 +45,19 @@ def control(case: Case, auditor: Auditor) -> Platform:
     if isinstance(here, Failed):
         return Platform(False, f"The control run does not work here: {here.message}")
     if here.root == genesis.control.root and here.steps == genesis.control.steps:
-        return Platform(True, "the control run gives the recorded state here, so this machine gives the recorded profile")
-    return Platform(False, f"This machine does not give the recorded profile: the control run ends elsewhere ({_why(case, here)})")
+        return Platform(
+            True, "the control run gives the recorded state here, so this machine gives the recorded profile"
+        )
+    return Platform(
+        False, f"This machine does not give the recorded profile: the control run ends elsewhere ({_why(case, here)})"
+    )
 
 
 def _why(case: Case, here: Controlled) -> str:
-    return "; ".join(differences(case.genesis.platform, here.platform)) or "same versions and capability, other hardware or kernels"
+    return (
+        "; ".join(differences(case.genesis.platform, here.platform))
+        or "same versions and capability, other hardware or kernels"
+    )
 
 
 def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
@@ -87,10 +94,15 @@ def independence(case: Case, auditor: Auditor) -> Checks:
             yield failed("independence", f"{kind} {name} has the same values under every seed: it comes from elsewhere")
             return
         if not found.equal and not abs(found.correlation) <= CORRELATION_BOUND / math.sqrt(found.size):
-            yield failed("independence", f"{kind} {name} is correlated under independent seeds ({found.correlation:.2f})")
+            yield failed(
+                "independence", f"{kind} {name} is correlated under independent seeds ({found.correlation:.2f})"
+            )
             return
     random = sum(not found.equal for found in twice.comparisons)
-    yield passed("independence", f"{random} tensors are drawn from the seed, {len(twice.comparisons) - random} are permitted constants")
+    yield passed(
+        "independence",
+        f"{random} tensors are drawn from the seed, {len(twice.comparisons) - random} are permitted constants",
+    )
 
 
 def challenge(case: Case) -> Checks:
@@ -106,7 +118,10 @@ def challenge(case: Case) -> Checks:
     elif limit is not None and steps > limit:
         yield unable("budget", f"{steps} steps must be replayed, your policy allows {limit}")
     else:
-        yield passed("draw", f"{len(chosen)} of {case.draws.intervals} intervals, {steps} of {case.genesis.spec.steps} steps to replay")
+        yield passed(
+            "draw",
+            f"{len(chosen)} of {case.draws.intervals} intervals, {steps} of {case.genesis.spec.steps} steps to replay",
+        )
 
 
 def segments(case: Case) -> list[Segment]:
@@ -145,7 +160,9 @@ def audit(case: Case, auditor: Auditor, platform: Platform) -> Checks:
         check = platform.mismatch("replay", f"the replay stopped: {problem}")
         case.intervals.append(_result(case, index, check.status, check.detail))
         waiting = waiting[1:]
-    case.intervals = sorted({result.index: result for result in case.intervals}.values(), key=lambda result: result.index)
+    case.intervals = sorted(
+        {result.index: result for result in case.intervals}.values(), key=lambda result: result.index
+    )
     yield from _summary(case)
 
 
@@ -155,7 +172,9 @@ def _summary(case: Case) -> Checks:
         bad = [result for result in case.intervals if result.status == status]
         if bad:
             first = f"interval {bad[0].index} (steps {bad[0].start}–{bad[0].stop}): {bad[0].detail}"
-            yield Check("replay", status, f"{len(bad)} of {len(case.intervals)} replayed intervals {status}. First: {first}")
+            yield Check(
+                "replay", status, f"{len(bad)} of {len(case.intervals)} replayed intervals {status}. First: {first}"
+            )
     missing = set(case.draws.all()) - {result.index for result in case.intervals}
     if missing and all(result.status == "passed" for result in case.intervals):
         yield failed("replay", f"interval {min(missing)} was challenged, and no replay reached it")
@@ -163,7 +182,9 @@ def _summary(case: Case) -> Checks:
         yield passed("replay", f"{len(case.intervals)} intervals end in the recorded states, with the recorded batches")
 
 
-def _result(case: Case, index: int, status: Literal["passed", "failed", "unable", "not run"], detail: str) -> IntervalResult:
+def _result(
+    case: Case, index: int, status: Literal["passed", "failed", "unable", "not run"], detail: str
+) -> IntervalResult:
     interval = case.log.intervals[index]
     return IntervalResult(index, interval.start, interval.stop, status, detail)
 
@@ -192,7 +213,10 @@ class _Replay:
             match event:
                 case Opened(step=step, root=root):
                     if root != case.log.intervals[step // genesis.spec.every - 1].root:
-                        return finished, f"the checkpoint after {step} steps loads as another state than the log records"
+                        return (
+                            finished,
+                            f"the checkpoint after {step} steps loads as another state than the log records",
+                        )
                 case Recorded(interval=interval, samples=samples):
                     self._compare(interval, samples)
                     finished += interval.stop == waiting[finished].stop
@@ -212,7 +236,12 @@ class _Replay:
             case.intervals.append(_result(case, index, "passed", ""))
         else:
             fields = [name for name in Interval.__struct_fields__ if getattr(found, name) != getattr(recorded, name)]
-            names = {"root": "the end state", "batches": "the batches", "loss": "the loss", "learning_rates": "the learning rates"}
+            names = {
+                "root": "the end state",
+                "batches": "the batches",
+                "loss": "the loss",
+                "learning_rates": "the learning rates",
+            }
             what = " and ".join(names.get(name, name) for name in fields)
             check = self._platform.mismatch("replay", f"taking the steps again gives other values for {what}")
             case.intervals.append(_result(case, index, check.status, check.detail))

@@ -18,13 +18,29 @@ from pol.statetree import FLOATING
 from pol.store import checkpoint_path
 from pol.verifier.case import Case, Checks, failed, passed, require, unable
 
-SIZED = {"parameter": "weights", "buffer": "buffers", "transient": "buffers", "optimizer": "optimizer", "object": "objects"}
+SIZED = {
+    "parameter": "weights",
+    "buffer": "buffers",
+    "transient": "buffers",
+    "optimizer": "optimizer",
+    "object": "objects",
+}
 """Kinds of state whose movement is measured for the challenge."""
 
 _CHUNK = 1 << 24
 """Bytes of a tensor that are looked at at a time: 16 MiB keeps memory far below one state."""
 
-_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 def arithmetic(case: Case) -> Checks:
@@ -34,12 +50,16 @@ def arithmetic(case: Case) -> Checks:
     if spec.steps != total:
         raise IntegrityError(f"the spec names {spec.steps} steps, but its epochs and batches make {total}")
     if genesis.dataset.root.size != spec.declaration.samples:
-        raise IntegrityError(f"the dataset tree has {genesis.dataset.root.size} leaves for {spec.declaration.samples} samples")
+        raise IntegrityError(
+            f"the dataset tree has {genesis.dataset.root.size} leaves for {spec.declaration.samples} samples"
+        )
     if genesis.recipe.digest != sources_digest({k: Digest(v) for k, v in genesis.recipe.sources.items()}):
         raise IntegrityError("the recipe digest is not that of the listed sources")
     if not 1 <= genesis.control.steps <= spec.steps:
         raise IntegrityError(f"a control run of {genesis.control.steps} steps does not fit a training of {spec.steps}")
-    yield passed("arithmetic", f"{spec.steps} steps: {spec.declaration.epochs} epochs of {total // spec.declaration.epochs}")
+    yield passed(
+        "arithmetic", f"{spec.steps} steps: {spec.declaration.epochs} epochs of {total // spec.declaration.epochs}"
+    )
 
 
 def cover(case: Case) -> Checks:
@@ -55,7 +75,9 @@ def cover(case: Case) -> Checks:
         length = interval.stop - interval.start
         steps = sum(rate.steps for rate in interval.learning_rates)
         if steps != length or not all(interval.start <= s < interval.stop for s in interval.skipped):
-            raise IntegrityError(f"interval {interval.start}–{interval.stop}: its rates or skipped steps are not of its {length} steps")
+            raise IntegrityError(
+                f"interval {interval.start}–{interval.stop}: its rates or skipped steps are not of its {length} steps"
+            )
     yield passed("cover", f"{len(starts)} intervals of {case.genesis.spec.every} steps cover every step once")
 
 
@@ -87,7 +109,9 @@ def measured(case: Case) -> Checks:
         case.windows.append(
             Window(first=before // every, last=-(-after // every) - 1, sizes=_sizes(case, before, after))
         )
-    yield require(bool(case.windows), "values", f"all values of {len(steps)} checkpoints are finite", "there is no interval")
+    yield require(
+        bool(case.windows), "values", f"all values of {len(steps)} checkpoints are finite", "there is no interval"
+    )
 
 
 def _scan(case: Case, step: int, placed: list[Placed], allowed: set[str] | None) -> set[str]:
@@ -104,7 +128,12 @@ def _scan(case: Case, step: int, placed: list[Placed], allowed: set[str] | None)
                 infinite.add(slot.entry.key)
         if slot.entry.key in infinite and slot.entry.kind in ("parameter", "optimizer"):
             raise IntegrityError(f"{where} holds an infinity")
-        if slot.entry.key in infinite and allowed is not None and slot.entry.key not in allowed and slot.entry.kind != "object":
+        if (
+            slot.entry.key in infinite
+            and allowed is not None
+            and slot.entry.key not in allowed
+            and slot.entry.kind != "object"
+        ):
             raise IntegrityError(f"{where} holds an infinity that the first state does not have")
     return infinite
 
@@ -165,13 +194,19 @@ def recipe(case: Case, sources: dict[str, Digest], settings: dict[str, object]) 
         if registered.sources.get(module) != sources.get(module):
             how = "is not part of yours" if module not in sources else "is not part of the registered one" if (
                 module not in registered.sources) else "differs from yours"  # fmt: skip
-            yield unable("recipe", f"module {module} of the registered recipe {how}; get the very source that was registered")
+            yield unable(
+                "recipe", f"module {module} of the registered recipe {how}; get the very source that was registered"
+            )
             return
     for key, value in settings.items():
         if registered.configuration.get(key) != value:
-            yield failed("recipe", f"the run was registered with {key}={registered.configuration.get(key)}, you expect {value}")
+            yield failed(
+                "recipe", f"the run was registered with {key}={registered.configuration.get(key)}, you expect {value}"
+            )
             return
-    yield passed("recipe", f"{registered.name} and the {len(sources)} local modules it consists of are the ones you named")
+    yield passed(
+        "recipe", f"{registered.name} and the {len(sources)} local modules it consists of are the ones you named"
+    )
 
 
 def _few(numbers: list[int]) -> str:
