@@ -41,9 +41,14 @@ class Auditor(Protocol):
         """The recipe built under two fresh seeds of the auditor's own, compared."""
 
     def replay(
-        self, profile: Profile, configuration: dict[str, Any], seed: bytes, registered: Registered, segments: list[Segment],
+        self,
+        profile: Profile,
+        configuration: dict[str, Any],
+        seed: bytes,
+        registered: Registered,
+        segments: list[Segment],
         salt_key: bytes,
-    ) -> Iterator[EventType]:  # fmt: skip
+    ) -> Iterator[EventType]:
         """Take the steps of segments again."""
 
 
@@ -109,9 +114,14 @@ class LocalAuditor:
         return result
 
     def replay(
-        self, profile: Profile, configuration: dict[str, Any], seed: bytes, registered: Registered, segments: list[Segment],
+        self,
+        profile: Profile,
+        configuration: dict[str, Any],
+        seed: bytes,
+        registered: Registered,
+        segments: list[Segment],
         salt_key: bytes,
-    ) -> Iterator[EventType]:  # fmt: skip
+    ) -> Iterator[EventType]:
         """See ``Auditor``."""
         job = Replay(
             program=self._program(profile, configuration, seed), registered=registered, segments=segments,

@@ -66,6 +66,10 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         whole, rest = divmod(self.samples, self.batch_size)
         return whole + bool(rest and not self.drop_last)
 
+    def steps_per_epoch(self, batches_per_step: int) -> int:
+        """Optimizer updates of one epoch; the last may close fewer batches."""
+        return -(-self.batches_per_epoch // batches_per_step)
+
 
 def difference(expected: Declaration, found: Declaration) -> str | None:
     """The first field in which two declarations differ, for a message; None if they are equal."""

@@ -20,7 +20,9 @@ from cryptography.hazmat.primitives.serialization import (
 )  # fmt: skip
 from securesystemslib.dsse import Envelope as DSSE
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
+from securesystemslib.signer._crypto_signer import CryptoSigner
+from securesystemslib.signer._key import SSlibKey
+from securesystemslib.signer._signature import Signature
 
 from pol import canonical
 from pol.errors import AuthenticityError, UsageError

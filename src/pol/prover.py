@@ -33,10 +33,10 @@ from pol.proof.genesis import (
     Secret,
     Spec,
     genesis_digest,
-    steps_per_epoch,
+    recipe_digest,
 )  # fmt: skip
 from pol.replay.recipe import Recipe, reference_of, split_reference
-from pol.replay.sources import local_sources, sources_digest
+from pol.replay.sources import local_sources
 from pol.unfinished import Unfinished, open_unfinished
 
 Progress = Callable[[str, int, int | None], None]
@@ -141,8 +141,14 @@ class _Recorder:
     """One recording: its files, its process, its program."""
 
     def __init__(
-        self, files: Unfinished, executor: Executor, reference: str, tagged: dict[str, Any], key: SigningKey, progress: Progress
-    ) -> None:  # fmt: skip
+        self,
+        files: Unfinished,
+        executor: Executor,
+        reference: str,
+        tagged: dict[str, Any],
+        key: SigningKey,
+        progress: Progress,
+    ) -> None:
         self._files, self._executor, self._reference = files, executor, reference
         self._tagged, self._key, self._progress = tagged, key, progress
 
@@ -162,7 +168,7 @@ class _Recorder:
             claimant=self._key.public_pem,
             recipe=RecipeIdentity(
                 name=split_reference(self._reference)[1],
-                digest=sources_digest(sources),
+                digest=recipe_digest(sources),
                 sources=dict(sources),
                 configuration=first.configuration,
             ),
@@ -170,7 +176,7 @@ class _Recorder:
                 declaration=declaration,
                 constants=[k for k in sorted(first.contents) if first.contents[k] == second.contents[k]],
                 batches_per_step=control.batches_per_step,
-                steps=declaration.epochs * steps_per_epoch(declaration, control.batches_per_step),
+                steps=declaration.epochs * declaration.steps_per_epoch(control.batches_per_step),
                 every=every,
                 keep=keep,
                 release=Release(part=release) if release else None,
@@ -230,8 +236,9 @@ class _Recorder:
             raise UsageError(_undeclared(control.undeclared))
         if control.reentry:
             raise ReplayError(
-                f"this program cannot be entered again: after step {control.steps}, {control.reentry} differs when that step "
-                "is taken from the saved state. Something that evolves is not attached, or draws randomness of its own"
+                f"this program cannot be entered again: after step {control.steps}, {control.reentry} differs when "
+                "that step is taken from the saved state. Something that evolves is not attached, or draws randomness "
+                "of its own"
             )
         return control
 
@@ -295,6 +302,6 @@ def failure(event: messages.Failed) -> PolError:
 
 def _undeclared(modules: list[str]) -> str:
     return (
-        f"the recipe imports the local module {modules[0]} in a way that its source does not show, so its digest would not "
-        "cover it: use a plain import statement"
+        f"the recipe imports the local module {modules[0]} in a way that its source does not show, so its digest would "
+        "not cover it: use a plain import statement"
     )

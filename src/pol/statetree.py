@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -85,7 +86,7 @@ def state_root(contents: Iterable[tuple[Entry, bytes]]) -> StateRoot:
         FormatError: two entries have one kind and name.
     """
     ordered = sorted(contents, key=lambda pair: pair[0].order())
-    for (a, _), (b, _) in zip(ordered, ordered[1:], strict=False):
+    for (a, _), (b, _) in pairwise(ordered):
         if a.order() == b.order():
             raise FormatError(f"state entry {a.key!r} appears twice")
     leaves = [(entry.kind, entry_leaf(entry, content)) for entry, content in ordered]

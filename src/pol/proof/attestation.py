@@ -15,9 +15,6 @@ from pol.statetree import StateRoot
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 """The payload type that in-toto's envelope specification fixes."""
 
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "urn:proof-of-learning:attestation:v1"
-
 MAX_ATTESTATION = 64 * 2**20
 """Largest attestation: 64 MiB, four hundred thousand files."""
 
@@ -64,10 +61,12 @@ class Predicate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An in-toto Statement v1."""
 
-    type_: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(name="_type", default=STATEMENT_TYPE)
+    type_: Literal["https://in-toto.io/Statement/v1"] = msgspec.field(
+        name="_type", default="https://in-toto.io/Statement/v1"
+    )
     subject: list[Subject]
     predicate_type: Literal["urn:proof-of-learning:attestation:v1"] = msgspec.field(
-        name="predicateType", default=PREDICATE_TYPE
+        name="predicateType", default="urn:proof-of-learning:attestation:v1"
     )
     predicate: Predicate
 

@@ -7,6 +7,7 @@ Each kind of draw has a stream of its own and is nested: more draws never drop a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 from blake3 import blake3
@@ -27,7 +28,7 @@ WEIGHT_CAP = 1 / 20
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
-    """The intervals ``[first, last]`` between two consecutive kept checkpoints, and how far each kind of state moved."""
+    """The intervals from ``first`` to ``last`` between two kept checkpoints, and how far each kind of state moved."""
 
     first: int
     last: int
@@ -91,7 +92,7 @@ def _largest(windows: Sequence[Window], top: int) -> list[Window]:
     strata = min(STRATA, len(windows))
     bounds = [len(windows) * i // strata for i in range(strata + 1)]
     chosen: dict[int, Window] = {}
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         stratum = windows[begin:end]
         for kind in sorted({kind for window in stratum for kind in window.sizes}):
             ranked = sorted(stratum, key=lambda window: (-window.sizes.get(kind, 0.0), window.first))

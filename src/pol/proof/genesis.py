@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from pol import canonical
 from pol.declaration import Declaration, DigestField, Name, Positive
-from pol.digest import Digest, sha256
+from pol.digest import Digest, sha256, sha256_framed
 from pol.merkle import Root
 from pol.profile import Platform, Profile
 from pol.statetree import StateRoot
@@ -97,9 +98,10 @@ def genesis_digest(genesis: Genesis) -> Digest:
     return sha256(canonical.encode(genesis))
 
 
-def steps_per_epoch(declaration: Declaration, batches_per_step: int) -> int:
-    """Optimizer updates of one epoch; the last may close fewer batches."""
-    return -(-declaration.batches_per_epoch // batches_per_step)
+def recipe_digest(sources: Mapping[str, str]) -> Digest:
+    """The recipe digest: over the module names and file digests, by name."""
+    parts = [part.encode() for name, digest in sorted(sources.items()) for part in (name, digest)]
+    return sha256_framed("pol/v1/recipe", *parts)
 
 
 def boundaries(spec: Spec) -> list[int]:

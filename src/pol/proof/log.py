@@ -38,14 +38,18 @@ def decode_record(line: bytes, type_: type[R], number: int) -> R:
     Raises:
         FormatError: it is not such a record, or not canonical.
     """
-    record = canonical.decode(line, type_, what=f"log.jsonl line {number}", limit=MAX_LINE)
+    record: R = canonical.decode(line, type_, what=f"log.jsonl line {number}", limit=MAX_LINE)
     if isinstance(record, Interval):
-        for text in [
-            *([record.loss] if record.loss is not None else []),
-            *(v for r in record.learning_rates for v in r.values),
-        ]:
-            canonical.parse_float(text, f"log.jsonl line {number}", finite=True)
+        _check_floats(record, f"log.jsonl line {number}")
     return record
+
+
+def _check_floats(interval: Interval, where: str) -> None:
+    texts = [value for rates in interval.learning_rates for value in rates.values]
+    if interval.loss is not None:
+        texts.append(interval.loss)
+    for text in texts:
+        canonical.parse_float(text, where, finite=True)
 
 
 def record_leaf(line: bytes) -> bytes:

@@ -148,7 +148,7 @@ def confidence_sentence(draws: Draws) -> str:
     share = largest_forged_share(total, uniform)
     single = uniform / total
     return (
-        f"With 95 % confidence at most {100 * share:.2g} % of the {total} intervals are not exact executions (from {uniform} "
-        f"uniform draws alone). One single forged interval, placed where nothing else would look, would have been met with "
-        f"probability {single:.2g}; that is all that a splice needs."
+        f"With 95 % confidence at most {100 * share:.2g} % of the {total} intervals are not exact executions (from "
+        f"{uniform} uniform draws alone). One single forged interval, placed where nothing else would look, would have "
+        f"been met with probability {single:.2g}; that is all that a splice needs."
     )

@@ -300,7 +300,7 @@ class _Driver:
         declaration = self._declaration or self._frame.declaration
         if declaration is None or self._batches_per_step is None:
             return None
-        return -(-declaration.batches_per_epoch // self._batches_per_step)
+        return declaration.steps_per_epoch(self._batches_per_step)
 
     def _note_rates(self, *_: Any) -> None:
         self._rates = self._need_parts().rates()

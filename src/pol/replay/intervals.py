@@ -15,9 +15,16 @@ class IntervalRecorder:
     """An observer that emits a record after every ``every``-th step and after the last."""
 
     def __init__(
-        self, *, every: int, start: int, last: int, batch_key: bytes, emit: Callable[[Interval, State, list[str]], None],
-        salt_key: bytes | None = None, on_step: Callable[[int], None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        every: int,
+        start: int,
+        last: int,
+        batch_key: bytes,
+        emit: Callable[[Interval, State, list[str]], None],
+        salt_key: bytes | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> None:
         self._every = every
         self._last = last
         self._emit = emit

@@ -7,6 +7,7 @@ import platform as host
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -177,10 +178,14 @@ def _control(job: Control, emit: Emit) -> None:
     reentry = _reenter(entry, end, contents) if job.reenter else None
     emit(
         Controlled(
-            steps=end.step, root=root, batches_per_step=end.batches_per_step, undeclared=entry.undeclared(), platform=this_platform(),
+            steps=end.step,
+            root=root,
+            batches_per_step=end.batches_per_step,
+            undeclared=entry.undeclared(),
+            platform=this_platform(),
             reentry=reentry,
         )
-    )  # fmt: skip
+    )
 
 
 def _reenter(entry: _Entry, end: Arrival, expected: dict[str, bytes]) -> str | None:
@@ -200,7 +205,7 @@ def _train(job: Train, emit: Emit) -> None:
     registered, directory = job.registered, Path(job.directory)
     declared = registered.declaration
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
-    last = declared.epochs * -(-declared.batches_per_epoch // registered.batches_per_step)
+    last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
     position = _position(job.start)
     if position.state is None:
         built = advance(entry.make, frame, position, stop=0)
@@ -228,22 +233,29 @@ def _replay(job: Replay, emit: Emit) -> None:
     registered = job.registered
     declared = registered.declaration
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
-    last = declared.epochs * -(-declared.batches_per_epoch // registered.batches_per_step)
+    last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
     progress = _Progress(emit)
     done = 0
     for segment in job.segments:
         position = _position(segment)
         if position.state is not None:
             emit(Opened(step=segment.start, root=position.state.root()))
-        before = done - segment.start
         observer = IntervalRecorder(
-            every=registered.every, start=segment.start, last=last, batch_key=bytes.fromhex(registered.batch_key),
+            every=registered.every,
+            start=segment.start,
+            last=last,
+            batch_key=bytes.fromhex(registered.batch_key),
             emit=lambda interval, _, samples: emit(Recorded(interval=interval, samples=samples)),
-            salt_key=bytes.fromhex(job.salt_key), on_step=lambda step, before=before: progress(before + step),
-        )  # fmt: skip
+            salt_key=bytes.fromhex(job.salt_key),
+            on_step=partial(_shifted, progress, done - segment.start),
+        )
         advance(entry.make, frame, position, None if segment.stop == last else segment.stop, observer)
         done += segment.stop - segment.start
     emit(Finished(undeclared=entry.undeclared()))
+
+
+def _shifted(progress: _Progress, by: int, step: int) -> None:
+    progress(by + step)
 
 
 def _position(segment: Segment) -> Position:

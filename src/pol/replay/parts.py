@@ -43,7 +43,7 @@ class Parts:
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise UsageError(
                     f"attach({name}=...): a {type(part).__name__} has no state_dict and load_state_dict, so its state "
-                    "cannot be recorded; attach modules, optimizers, schedules, torch.Generators and objects that have both"
+                    "cannot be recorded; attach modules, optimizers, schedules, torch.Generators, and objects with both"
                 )
         if not self.modules:
             raise UsageError("attach() was given no torch.nn.Module: there is nothing to prove")
@@ -158,6 +158,7 @@ class Parts:
 
     def _module_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
+        tensor: torch.Tensor
         for part, module in self.modules.items():
             persistent = {_clean(name) for name in module.state_dict(keep_vars=True)}
             for name, tensor in module.named_parameters(remove_duplicate=False):
@@ -213,7 +214,8 @@ class Parts:
                 if old.hyperparameters.get(key) != new.hyperparameters.get(key)
             ]
             raise ReplayError(
-                f"optimizer {name!r}: static hyperparameters changed during the run ({', '.join(sorted(changed)) or 'groups'}); "
+                f"optimizer {name!r}: static hyperparameters changed during the run "
+                f"({', '.join(sorted(changed)) or 'groups'}); "
                 "attach the schedule that changes them, or name them in attach(dynamic=(...))"
             )
 

@@ -64,7 +64,7 @@ class Streams:
         self.seed = seed
         self._stream = Stream(seed, "pol/v1/stream")
         self._philox = np.random.Philox(0)
-        self._philox_state: dict[str, Any] = dict(self._philox.state)
+        self._philox_state: Any = dict(self._philox.state)
         self._sample_rng = np.random.Generator(self._philox)
 
     def _set(self, name: str, *numbers: int) -> GlobalState:

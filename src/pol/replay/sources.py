@@ -12,7 +12,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from pol.digest import Digest, sha256, sha256_framed
+from pol.digest import Digest, sha256
 from pol.errors import UsageError
 from pol.replay.recipe import split_reference
 
@@ -41,12 +41,6 @@ def local_sources(reference: str) -> dict[str, Digest]:
         waiting += [".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)]
         waiting += _imports(path, data, name)
     return dict(sorted(found.items()))
-
-
-def sources_digest(sources: dict[str, Digest]) -> Digest:
-    """The recipe digest."""
-    parts = [part.encode() for name, digest in sorted(sources.items()) for part in (name, digest)]
-    return sha256_framed("pol/v1/recipe", *parts)
 
 
 def undeclared_modules(reference: str, sources: dict[str, Digest]) -> list[str]:

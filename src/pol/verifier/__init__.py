@@ -184,9 +184,9 @@ def _assurance(case: Case, verdict: Verdict, steps: list[Step]) -> Assurance:
         return Assurance(level="none", statements=["Not accepted: nothing is assured."])
     seeded = case.policy.beacon is not None
     randomness = (
-        "The randomness follows from a nonce that you gave after the genesis was signed: the claimant could not choose it."
+        "The randomness follows from a nonce that you gave for this genesis: the claimant could not choose it."
         if seeded
-        else "The claimant chose the randomness (no nonce of yours): it may have tried many genesis blocks and kept one."
+        else "The claimant chose the randomness (no nonce of yours): it may have tried many seeds and kept one."
     )
     key = (
         "You pinned the key." if case.policy.keys else "You pinned no key: the name behind it is for you to establish."

@@ -254,8 +254,8 @@ class _Replay:
             expected = sample_list_digest((i, self._leaf(i)) for i in self._indices(step))
             if not hmac.compare_digest(digest, expected):
                 return (
-                    f"step {step} used samples that are not the committed ones: your recipe's dataset and the committed dataset "
-                    "root disagree (if your copy of the data may be the wrong one, verify with the right one)"
+                    f"step {step} used samples that are not the committed ones: your recipe's dataset and the "
+                    "committed root disagree (if your copy of the data may be the wrong one, verify with the right one)"
                 )
         return None
 
@@ -265,8 +265,7 @@ class _Replay:
     def _indices(self, step: int) -> list[int]:
         spec = self._case.genesis.spec
         declaration, per_step = spec.declaration, spec.batches_per_step
-        per_epoch = -(-declaration.batches_per_epoch // per_step)
-        epoch, within = divmod(step, per_epoch)
+        epoch, within = divmod(step, declaration.steps_per_epoch(per_step))
         if epoch not in self._orders:
             self._orders = {epoch: epoch_order(self._case.seed, epoch, declaration.samples).tolist()}
         last = min((within + 1) * per_step, declaration.batches_per_epoch)

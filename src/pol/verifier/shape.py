@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +12,8 @@ from pol.digest import Digest
 from pol.errors import IntegrityError
 from pol.proof.challenge import Window
 from pol.proof.container import Placed
-from pol.proof.genesis import boundaries, kept, steps_per_epoch
+from pol.proof.genesis import boundaries, kept, recipe_digest
 from pol.proof.policy import profile_objection
-from pol.replay.sources import sources_digest
 from pol.statetree import FLOATING
 from pol.store import checkpoint_path
 from pol.verifier.case import Case, Checks, failed, passed, require, unable
@@ -46,14 +46,14 @@ _NUMPY = {
 def arithmetic(case: Case) -> Checks:
     """Steps, epochs, batches and intervals of the spec fit one another and cover [0, T] exactly."""
     spec, genesis = case.genesis.spec, case.genesis
-    total = spec.declaration.epochs * steps_per_epoch(spec.declaration, spec.batches_per_step)
+    total = spec.declaration.epochs * spec.declaration.steps_per_epoch(spec.batches_per_step)
     if spec.steps != total:
         raise IntegrityError(f"the spec names {spec.steps} steps, but its epochs and batches make {total}")
     if genesis.dataset.root.size != spec.declaration.samples:
         raise IntegrityError(
             f"the dataset tree has {genesis.dataset.root.size} leaves for {spec.declaration.samples} samples"
         )
-    if genesis.recipe.digest != sources_digest({k: Digest(v) for k, v in genesis.recipe.sources.items()}):
+    if genesis.recipe.digest != recipe_digest(genesis.recipe.sources):
         raise IntegrityError("the recipe digest is not that of the listed sources")
     if not 1 <= genesis.control.steps <= spec.steps:
         raise IntegrityError(f"a control run of {genesis.control.steps} steps does not fit a training of {spec.steps}")
@@ -102,7 +102,7 @@ def measured(case: Case) -> Checks:
     origin = case.checkpoints[steps[0]]
     infinite = _scan(case, steps[0], origin, None)
     case.windows = []
-    for number, (before, after) in enumerate(zip(steps, steps[1:], strict=False)):
+    for number, (before, after) in enumerate(pairwise(steps)):
         case.progress("measuring updates", number, len(steps) - 1)
         _scan(case, after, case.checkpoints[after], infinite)
         every = case.genesis.spec.every
@@ -147,10 +147,13 @@ def _sizes(case: Case, before: int, after: int) -> dict[str, float]:
         if kind is None:
             continue
         previous = old.get(slot.entry.key)
-        same = previous is not None and previous.entry == slot.entry
-        pairs = zip(_values(case, after, slot), _values(case, before, previous), strict=True) if same and previous else (
-            (values, np.zeros(1)) for values in _values(case, after, slot)
-        )  # fmt: skip
+        new = _values(case, after, slot)
+        if previous is not None and previous.entry == slot.entry:
+            pairs: Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]] = zip(
+                new, _values(case, before, previous), strict=True
+            )
+        else:
+            pairs = ((values, np.zeros(1)) for values in new)
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf where both hold the same infinity
             total = sum(float(np.nansum(np.square(a - b))) for a, b in pairs)
         squares[kind] = squares.get(kind, 0.0) + total
