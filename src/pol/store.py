@@ -50,7 +50,7 @@ class ProofDirectory:
     """Reads a proof. Names are relative, with forward slashes."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()
         if not path.is_dir():
             raise UsageError(f"{path}: no such proof directory")
 

@@ -67,6 +67,8 @@ def open_unfinished(path: Path, key: SigningKey, *, resume: bool) -> Iterator[Un
     """
     if resume and not path.is_dir():
         raise UsageError(f"{path}: there is no recording to resume")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file: give a directory")
     if not resume and path.exists() and any(path.iterdir()):
         raise UsageError(
             f"{path} is not empty: give a new directory, or --resume to go on with an unfinished recording"
@@ -87,9 +89,9 @@ class Unfinished:
     """The files of a recording in progress."""
 
     def __init__(self, path: Path, key: SigningKey) -> None:
-        self.path = path
-        self.checkpoints = path / CHECKPOINTS
-        self.leaves_path = path / DATASET
+        self.path = path.absolute()
+        self.checkpoints = self.path / CHECKPOINTS
+        self.leaves_path = self.path / DATASET
         self.genesis = self._read_genesis(key)
         self._digests: dict[str, Digest] = {}
         self._asides = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,11 +51,9 @@ class LocalProcess:
             return
         self._jobs.close()
         self._events.close()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # checkpoints are written whole or not at all
+        self._process.wait()
         self._process = None
 
     def _start(self) -> None:
@@ -63,7 +62,14 @@ class LocalProcess:
         # -P: the working directory must not shadow modules. The environment is ours and nothing else.
         command = [sys.executable, "-P", "-m", "pol.replay.worker", str(job_source), str(event_sink)]
         command += ["--no-network"] if self._isolated else []
-        self._process = subprocess.Popen(command, env=environment(self.profile), pass_fds=(job_source, event_sink))
+        self._process = subprocess.Popen(
+            command,
+            env=environment(self.profile),
+            pass_fds=(job_source, event_sink),
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,  # ours may carry JSON
+            start_new_session=True,  # so that all of it can be ended at once, and an interrupt comes to us alone
+        )
         os.close(job_source)
         os.close(event_sink)
         self._jobs = os.fdopen(job_sink, "wb", buffering=0)
@@ -81,11 +87,16 @@ class LocalProcess:
         for line in self._events:
             event = from_worker.decode(line)
             yield event
-            if isinstance(event, Failed) and event.kind == "KeyboardInterrupt":
-                raise KeyboardInterrupt
             if type(event).__name__ in ("Built", "Controlled", "Finished", "Failed"):
                 return
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert self._process is not None
             self._process.wait(timeout=5)
         yield Failed(kind="Killed", message="the training process ended without an answer")
+
+
+def _has_descriptor(stream: object) -> bool:
+    try:
+        return isinstance(stream.fileno(), int)  # type: ignore[attr-defined]
+    except (AttributeError, OSError):  # a captured stream
+        return False

@@ -8,18 +8,18 @@ inherited pipes; standard output stays the user's.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 import msgspec
 
 from pol.messages import EventType, Failed, JobType
-from pol.replay.network import leave_network
+from pol.replay.isolation import die_with_parent, leave_network
 
 
 def main() -> None:
     """Serve jobs until the pipe closes."""
     source, sink = int(sys.argv[1]), int(sys.argv[2])
+    die_with_parent()
     if "--no-network" in sys.argv[3:]:
         leave_network()
     import torch._dynamo  # noqa: F401  # what the first optimizer imports, a second's work: here once, not in every fork
@@ -38,6 +38,7 @@ def main() -> None:
 def _forked(job: JobType, sink: int) -> None:
     child = os.fork()
     if child == 0:
+        die_with_parent()
         status = 1
         try:
             _serve(job, sink)
@@ -46,9 +47,7 @@ def _forked(job: JobType, sink: int) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child is interrupted; this process only waits for it
     _, status = os.waitpid(child, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if status:
         code = os.waitstatus_to_exitcode(status)
         reason = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
@@ -60,8 +59,6 @@ def _serve(job: JobType, sink: int) -> None:
 
     try:
         run_job(job, lambda event: _write(sink, event))
-    except KeyboardInterrupt:
-        _write(sink, Failed(kind="KeyboardInterrupt", message="interrupted"))
     except BrokenPipeError:
         os._exit(3)  # whoever asked is gone
 

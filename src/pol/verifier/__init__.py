@@ -24,7 +24,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pol import keys
 from pol.auditor import Auditor, LocalAuditor
@@ -36,6 +36,7 @@ from pol.proof.report import (
     Assurance,
     Check,
     Report,
+    Status,
     Step,
     Verdict,
     confidence_sentence,
@@ -148,43 +149,45 @@ def _not_run(number: int) -> Step:
 
 def _report(case: Case, steps: list[Step], seconds: float) -> Report:
     verdict = decide(steps)
-    known = hasattr(case, "statement")
-    final = Step(
-        8, STEPS[7], "passed" if verdict is Verdict.ACCEPT else "failed" if verdict is Verdict.REJECT else "unable", []
+    known = hasattr(case, "statement")  # both payloads could be read
+    decided = {Verdict.ACCEPT: "passed", Verdict.REJECT: "failed", Verdict.INCONCLUSIVE: "unable"}
+    final = Step(8, STEPS[7], cast("Status", decided[verdict]), [])
+    return Report(
+        verdict=verdict,
+        rule=case.policy.rule,
+        assurance=_assurance(case, verdict),
+        policy=f"{case.policy.name}/{case.policy.version}",
+        policy_digest=policy_digest(case.policy),
+        genesis=case.genesis_digest if known else None,
+        attestation=case.attestation_digest if known else None,
+        claimant=_claimant(case) if known else None,
+        weights=case.statement.predicate.final.weights.digest if known else None,
+        nonce=case.nonce.hex(),
+        steps=[*steps, final],
+        intervals=case.intervals,
+        draws=case.draws,
+        confidence=confidence_sentence(case.draws)
+        if verdict is Verdict.ACCEPT and case.draws
+        else "Nothing was shown.",
+        not_shown=NOT_SHOWN,
+        seconds=seconds,
     )
-    with contextlib.suppress(AuthenticityError):
-        claimant = keys.fingerprint(case.genesis.claimant) if known else None
-        return Report(
-            verdict=verdict,
-            rule=case.policy.rule,
-            assurance=_assurance(case, verdict, steps),
-            policy=f"{case.policy.name}/{case.policy.version}",
-            policy_digest=policy_digest(case.policy),
-            genesis=case.genesis_digest if known else None,
-            attestation=case.attestation_digest if known else None,
-            claimant=claimant,
-            weights=case.statement.predicate.final.weights.digest if known else None,
-            nonce=case.nonce.hex(),
-            steps=[*steps, final],
-            intervals=case.intervals,
-            draws=case.draws,
-            confidence=confidence_sentence(case.draws)
-            if verdict is Verdict.ACCEPT and case.draws
-            else "Nothing was shown.",
-            not_shown=NOT_SHOWN,
-            seconds=seconds,
-        )
-    del case.statement  # the claimant is not even a key: report without what it claims
-    return _report(case, steps, seconds)
 
 
-def _assurance(case: Case, verdict: Verdict, steps: list[Step]) -> Assurance:
+def _claimant(case: Case) -> str | None:
+    try:
+        return keys.fingerprint(case.genesis.claimant)
+    except AuthenticityError:  # not even a key; step 1 has said so
+        return None
+
+
+def _assurance(case: Case, verdict: Verdict) -> Assurance:
     """How far an ACCEPT reaches."""
     if verdict is not Verdict.ACCEPT:
         return Assurance(level="none", statements=["Not accepted: nothing is assured."])
     seeded = case.policy.beacon is not None
     randomness = (
-        "The randomness follows from a nonce that you gave for this genesis: the claimant could not choose it."
+        "The randomness follows from your nonce. If you gave it for this very genesis digest, nobody could choose it."
         if seeded
         else "The claimant chose the randomness (no nonce of yours): it may have tried many seeds and kept one."
     )

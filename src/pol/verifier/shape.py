@@ -30,6 +30,10 @@ SIZED = {
 _CHUNK = 1 << 24
 """Bytes of a tensor that are looked at at a time: 16 MiB keeps memory far below one state."""
 
+MAX_SCHEDULE_STEPS = 16
+"""Most steps of a schedule for one step of the training. Honest loops take one, or one for each epoch; a bound
+because a replay steps the schedule that often from 0."""
+
 _NUMPY = {
     "F64": "<f8",
     "F32": "<f4",
@@ -64,6 +68,12 @@ def arithmetic(case: Case) -> Checks:
 
 def cover(case: Case) -> Checks:
     """The intervals follow one another from 0 to T, at least one, each of the length that the spec says."""
+    spec = case.genesis.spec
+    if len(case.log.intervals) != -(-spec.steps // spec.every):  # before any list as long as the spec says is made
+        raise IntegrityError(
+            f"the log has {len(case.log.intervals)} intervals, the spec says {-(-spec.steps // spec.every)}: "
+            "they must cover every step once"
+        )
     found = [0, *(interval.stop for interval in case.log.intervals)]
     starts = [interval.start for interval in case.log.intervals]
     expected = boundaries(case.genesis.spec)
@@ -78,12 +88,19 @@ def cover(case: Case) -> Checks:
             raise IntegrityError(
                 f"interval {interval.start}–{interval.stop}: its rates or skipped steps are not of its {length} steps"
             )
+        if any(count > MAX_SCHEDULE_STEPS * interval.stop for count in interval.schedules.values()):
+            raise IntegrityError(
+                f"interval {interval.start}–{interval.stop}: a schedule was stepped too often to be honest"
+            )
     yield passed("cover", f"{len(starts)} intervals of {case.genesis.spec.every} steps cover every step once")
 
 
 def kept_states(case: Case) -> Checks:
     """Exactly the checkpoints that the spec says are kept, with the entries that the declaration names."""
-    expected = kept(case.genesis.spec)
+    spec = case.genesis.spec
+    if len(case.checkpoints) > len(case.log.intervals) + 1:
+        raise IntegrityError(f"{len(case.checkpoints)} checkpoints for {len(case.log.intervals)} intervals")
+    expected = kept(spec)
     if sorted(case.checkpoints) != expected:
         raise IntegrityError(f"checkpoints {_few(sorted(case.checkpoints))} are kept, the spec says {_few(expected)}")
     declared = case.genesis.spec.declaration.entries

@@ -1,13 +1,15 @@
-"""A replay has no network, where the platform lets a process say so (Linux namespaces)."""
+"""What a training process does to itself before it runs foreign code, where the platform (Linux) allows it."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000  # both from linux/sched.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def leave_network() -> bool:
@@ -30,3 +32,13 @@ def leave_network() -> bool:
     except OSError:
         pass
     return True
+
+
+def die_with_parent() -> None:
+    """End this process when its parent ends, however that ends.
+
+    Otherwise a recording that was killed would go on writing beside the one that resumes it. Elsewhere than on
+    Linux it ends at its next message.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
