@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform as host
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -106,6 +107,7 @@ class _Entry:
         self.streams = Streams(bytes.fromhex(program.seed))
         self.watch = FileWatch()
         self.sources = sources.local_sources(program.reference)
+        self.imported = set(sys.modules)
 
     def make(self) -> Recipe:
         self.streams.init()
@@ -118,7 +120,7 @@ class _Entry:
         return self.watch.stop()
 
     def undeclared(self) -> list[str]:
-        return sources.undeclared_modules(self.program.reference, self.sources)
+        return sources.undeclared_modules(self.program.reference, self.sources, self.imported)
 
 
 def _build(job: Build, emit: Emit) -> None:

@@ -43,13 +43,14 @@ def local_sources(reference: str) -> dict[str, Digest]:
     return dict(sorted(found.items()))
 
 
-def undeclared_modules(reference: str, sources: dict[str, Digest]) -> list[str]:
-    """Local modules that this process has imported by now and that ``sources`` lacks (dynamic imports)."""
+def undeclared_modules(reference: str, sources: dict[str, Digest], before: set[str]) -> list[str]:
+    """Local modules that were imported since ``before`` and that ``sources`` lacks (dynamic imports)."""
     root, _, prefix = _root(reference)
     return sorted(
         name
         for name, module in list(sys.modules.items())
         if name not in sources
+        and name not in before
         and name != "__main__"
         and _belongs(name, prefix)
         and getattr(module, "__file__", None) is not None

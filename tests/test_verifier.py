@@ -1,0 +1,220 @@
+"""What a verifier may ask for, and how its answers read."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+from safetensors.torch import load_file, save_file
+
+from pol.auditor import LocalAuditor
+from pol.errors import RejectedProof, UsageError
+from pol.keys import SigningKey
+from pol.profile import Profile
+from pol.proof.policy import EXACT, Challenge, Policy, policy_digest
+from pol.proof.report import Report, Step, Verdict, decide, step_status
+from pol.prover import record
+from pol.replay.inprocess import InProcess
+from pol.verifier import verify
+
+RECIPE = f"{Path(__file__).parent / 'linear.py'}:Linear"
+BEACON = bytes(range(32))
+FEW = Challenge(strategy="uniform", uniform=1)
+
+
+@pytest.fixture(scope="module")
+def key():
+    return SigningKey.generate()
+
+
+@pytest.fixture(scope="module")
+def long_proof(tmp_path_factory, key):
+    """200 intervals of one step, every second state kept, with a nonce."""
+    out = tmp_path_factory.mktemp("proof") / "long"
+    options = {"key": key, "every": 1, "keep": 2, "profile": Profile(threads=1), "executor": InProcess()}
+    genesis = record(RECIPE, out, **options, until_genesis=True)
+    assert genesis.attestation is None
+    record(RECIPE, out, **options, resume=True, beacon=BEACON)
+    return out
+
+
+def check(proof, policy=EXACT, settings=None, **options):
+    return verify(proof, policy=policy, auditor=LocalAuditor(RECIPE, settings, InProcess()), **options)
+
+
+def detail(report, number):
+    return " ".join(check.detail for check in report.steps[number - 1].checks)
+
+
+def test_default_policy_samples_and_accepts(long_proof):
+    report = check(long_proof)
+    assert report.verdict is Verdict.ACCEPT
+    assert [step.status for step in report.steps] == ["passed"] * 8
+    assert [step.number for step in report.steps] == list(range(1, 9))
+    assert len(report.draws.uniform) == 100
+    assert {result.index for result in report.intervals} >= set(report.draws.all())
+    assert "95 % confidence" in report.confidence
+    assert report.not_shown
+
+
+def test_a_nonce_makes_the_challenge_repeatable(long_proof):
+    first, second, other = (check(long_proof, nonce=bytes([n] * 32)) for n in (1, 1, 2))
+    assert first.draws == second.draws != other.draws
+    assert check(long_proof).nonce != check(long_proof).nonce
+
+
+@pytest.mark.parametrize(
+    ("challenge", "least", "most"),
+    [
+        (Challenge(strategy="all"), 200, 200),
+        # Windows of two intervals: the first, the last and the one before it make six; a uniform draw adds at most
+        # its window, a weighted one also the window before.
+        (Challenge(strategy="uniform", uniform=1), 6, 8),
+        (Challenge(strategy="size-weighted", weighted=1), 6, 10),
+        (Challenge(strategy="top-q", top=1), 6 + 20, 6 + 20 * 2 * 4),
+    ],
+)
+def test_strategies_cost_what_they_should(long_proof, challenge, least, most):
+    report = check(long_proof, Policy(challenge=challenge), nonce=bytes(32))
+    assert report.verdict is Verdict.ACCEPT
+    assert least <= len(report.intervals) <= most
+
+
+def test_who_signed(long_proof, key):
+    open_report = check(long_proof)
+    assert open_report.claimant == key.fingerprint
+    assert key.fingerprint in detail(open_report, 1)
+    assert "you pinned no key" in detail(open_report, 1)
+    assert (
+        "You pinned the key." in check(long_proof, Policy(keys=(key.fingerprint,), challenge=FEW)).assurance.statements
+    )
+    other = check(long_proof, Policy(keys=(SigningKey.generate().fingerprint,), challenge=FEW))
+    assert (other.verdict, other.caught_by) == (Verdict.REJECT, 1)
+
+
+def test_who_chose_the_randomness(long_proof):
+    assert check(long_proof).assurance.level == "self-seeded"
+    assert check(long_proof, Policy(beacon=BEACON.hex(), challenge=FEW)).assurance.level == "verifier-seeded"
+    other = check(long_proof, Policy(beacon="ff" * 32, challenge=FEW))
+    assert (other.verdict, other.caught_by, other.assurance.level) == (Verdict.REJECT, 1, "none")
+
+
+def test_a_budget_that_is_too_small_is_inconclusive(long_proof):
+    report = check(long_proof, Policy(max_steps=3))
+    assert (report.verdict, report.caught_by) == (Verdict.INCONCLUSIVE, None)
+    assert "your policy allows 3" in report.reason()
+
+
+def test_settings_that_the_verifier_insists_on(long_proof):
+    assert check(long_proof, settings={"lr": 0.1}).verdict is Verdict.ACCEPT
+    report = check(long_proof, settings={"lr": 0.2})
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 4)
+    assert "lr" in report.reason()
+
+
+def test_another_recipe_is_inconclusive_and_named(long_proof, tmp_path):
+    changed = tmp_path / "linear.py"
+    changed.write_text(Path(RECIPE.rpartition(":")[0]).read_text().replace("0.9", "0.8"))
+    report = verify(long_proof, auditor=LocalAuditor(f"{changed}:Linear", executor=InProcess()))
+    assert (report.verdict, report.caught_by) == (Verdict.INCONCLUSIVE, None)
+    assert "module linear" in report.reason()
+    assert "differs from yours" in report.reason()
+    assert [step.status for step in report.steps[4:7]] == ["not run"] * 3
+
+
+def test_too_many_threads_are_refused(long_proof):
+    assert check(long_proof, Policy(max_threads=1, challenge=FEW)).verdict is Verdict.ACCEPT
+    report = check(long_proof, Policy(max_threads=0, challenge=FEW))
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 4)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"threads": 10**6}, Profile)
+
+
+@pytest.fixture
+def model(long_proof, tmp_path):
+    """The released model: the last checkpoint's weights under the model's own names."""
+    state = load_file(long_proof / "checkpoints" / f"{200:012d}.safetensors")
+    weights = {
+        key.partition("/")[2].removeprefix("model."): tensor
+        for key, tensor in state.items()
+        if key.startswith(("parameter/", "buffer/"))
+    }
+    path = tmp_path / "model.safetensors"
+    save_file(weights, path, metadata={"format": "pt"})
+    return path, weights
+
+
+def test_the_released_model_is_the_trained_one(long_proof, model):
+    report = check(long_proof, model=model[0])
+    assert report.verdict is Verdict.ACCEPT
+    assert "7 tensors" in detail(report, 3) or "is the last checkpoint" in detail(report, 3)
+
+
+@pytest.mark.parametrize("change", ["value", "missing", "extra", "shape", "buffer"])
+def test_another_released_model_is_rejected(long_proof, model, change):
+    path, weights = model
+    name = "1.running_mean" if change == "buffer" else "0.weight"
+    if change == "missing":
+        del weights[name]
+    elif change == "extra":
+        weights["backdoor"] = weights[name].clone()
+    elif change == "shape":
+        weights[name] = weights[name].reshape(3, 8).contiguous()
+    else:
+        weights[name] = weights[name] + 1e-7
+    save_file(weights, path)
+    report = check(long_proof, model=path)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 3)
+    assert ("backdoor" if change == "extra" else name) in report.reason()
+
+
+def test_a_model_file_that_is_rubbish(long_proof, tmp_path):
+    for number, data in enumerate([b"", b"\xff" * 100, b"\x10" + bytes(7) + b"[" * 16]):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(data)
+        report = check(long_proof, model=path)
+        assert (report.verdict, report.caught_by) == (Verdict.REJECT, 3), number
+
+
+def test_calls_that_cannot_be_carried_out(long_proof, tmp_path):
+    with pytest.raises(UsageError, match="no such proof directory"):
+        check(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="never brings its own code"):
+        verify(long_proof)
+    with pytest.raises(UsageError, match="no such model file"):
+        check(long_proof, model=tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="no such file"):
+        verify(long_proof, recipe=str(tmp_path / "nowhere.py:Linear"))
+
+
+def test_a_report_is_no_bool_and_raises_on_demand(long_proof, tmp_path):
+    report = check(long_proof)
+    with pytest.raises(TypeError, match="three outcomes"):
+        bool(report)
+    report.raise_for_verdict()
+    shutil.copytree(long_proof, tmp_path / "copy")
+    (tmp_path / "copy" / "secret.json").unlink()
+    with pytest.raises(RejectedProof, match=r"secret\.json") as raised:
+        check(tmp_path / "copy").raise_for_verdict()
+    assert isinstance(raised.value.report, Report)
+
+
+def test_deciding_needs_every_step():
+    """Nothing checked is nothing accepted."""
+    passed = [Step(n, "", "passed", []) for n in range(1, 8)]
+    assert decide(passed) is Verdict.ACCEPT
+    assert decide([]) is Verdict.INCONCLUSIVE
+    assert decide(passed[:6]) is Verdict.INCONCLUSIVE
+    assert step_status([]) == "not run"
+    for status, verdict in (
+        ("unable", Verdict.INCONCLUSIVE),
+        ("not run", Verdict.INCONCLUSIVE),
+        ("failed", Verdict.REJECT),
+    ):
+        assert decide([*passed[:6], Step(7, "", status, [])]) is verdict
+    assert decide([Step(1, "", "failed", []), Step(2, "", "unable", [])]) is Verdict.REJECT
+
+
+def test_policies_have_digests():
+    assert policy_digest(EXACT) == policy_digest(Policy())
+    assert policy_digest(Policy(max_threads=1)) != policy_digest(EXACT)
