@@ -25,11 +25,11 @@ FILES = (GENESIS, LOG, ATTESTATION, JOURNAL, SECRET, DATASET)
 _CHECKPOINT = re.compile(r"^checkpoints/(\d{12})\.safetensors$")
 _CHUNK = 1 << 20
 
-MAX_LOG_FILE = 4 * 2**30
-"""Largest log: 4 GiB, four million intervals of a kilobyte."""
+MAX_LOG_FILE = 2**29
+"""Largest log: 512 MiB, half a million intervals of a kilobyte; it is held in memory."""
 
-MAX_DATASET = 16 * 2**30
-"""Largest list of sample leaves: 16 GiB, half a billion samples."""
+MAX_DATASET = 2**30
+"""Largest list of sample leaves: 1 GiB, 33 million samples; it is held in memory."""
 
 MAX_FILES = 1_000_000
 """Most files of a proof that are listed: at one checkpoint each, more than a verifier would ever keep."""
