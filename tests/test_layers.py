@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "recipes": {"replay.recipe", "Recipe"},
     "attacks": {"proof", "replay", "store", "keys", "executors", "prover", "recipes"},
     "render": {"proof"},
-    "demo": {"prover", "verifier", "auditor", "attacks", "recipes", "proof", "store", "keys", "render"},
+    "demo": {"prover", "verifier", "auditor", "executors", "attacks", "recipes", "proof", "store", "keys", "render"},
     "cli": EVERYTHING,
     "__init__": EVERYTHING,  # but lazily
     "__main__": {"cli"},

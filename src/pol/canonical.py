@@ -68,7 +68,7 @@ def tag(value: Any, where: str = "value") -> Any:
     if isinstance(value, int):
         return value if abs(value) <= MAX_SAFE_INTEGER else {"int": str(value)}
     if isinstance(value, float):
-        return {"float": repr(value)}
+        return {"float": float.__repr__(value)}  # numpy's float64 is a float with a repr of its own
     if isinstance(value, list | tuple):
         return [tag(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):

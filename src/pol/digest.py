@@ -52,6 +52,14 @@ _PARALLEL_FROM = 1 << 20
 (measured in the study of hashing: 5.8 GB/s on one thread, 10.7 GB/s on two)."""
 
 
+def blake3_chunks(chunks: Iterable[bytes]) -> bytes:
+    """BLAKE3-256 of tensor content that comes in chunks: 32 raw bytes."""
+    hasher = _blake3.blake3(max_threads=_blake3.blake3.AUTO)
+    for chunk in chunks:
+        hasher.update(chunk)
+    return hasher.digest()
+
+
 def blake3_bytes(data: bytes | memoryview) -> bytes:
     """BLAKE3-256 of tensor content: 32 raw bytes."""
     threads = _blake3.blake3.AUTO if len(data) >= _PARALLEL_FROM else 1

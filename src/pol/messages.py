@@ -44,6 +44,8 @@ class Build(Job, frozen=True, kw_only=True):
 
     leaves: str | None = None
     """Where to write the leaf hashes of the dataset."""
+    check_leaves: str | None = None
+    """Leaf hashes that an earlier build wrote, to compare some samples with."""
     salt_key: str = ""
     save: str | None = None
     """Where to write the built state."""

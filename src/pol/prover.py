@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pol import canonical, messages, seeds
 from pol.declaration import difference
 from pol.digest import Digest
-from pol.errors import PolError, ReplayError, UsageError
+from pol.errors import IntegrityError, PolError, ReplayError, StoreError, UsageError
 from pol.executors.local import Executor, LocalProcess
 from pol.interval import Origin
 from pol.keys import SigningKey
@@ -61,7 +61,7 @@ def record(
     recipe: Recipe | str,
     out: Path | str,
     *,
-    key: SigningKey,
+    key: SigningKey | Path | str,
     every: int,
     keep: int = 1,
     beacon: bytes | None = None,
@@ -77,7 +77,7 @@ def record(
     Args:
         recipe: A recipe, or its reference (``path/to/file.py:Name`` or ``package.module:Name``).
         out: The proof directory to write; new, unless ``resume``.
-        key: Signs genesis and attestation; another key makes another run.
+        key: Signs genesis and attestation (a key, or its PEM file); another key makes another run.
         every: k, the steps of an interval.
         keep: K, every how many intervals the state is kept in the proof.
         beacon: 32 bytes that a verifier gave for this genesis; None: the claimant chose the randomness.
@@ -97,6 +97,8 @@ def record(
         raise UsageError(f"every={every} and keep={keep} must be at least 1")
     if beacon is not None and len(beacon) != 32:
         raise UsageError(f"a beacon has 32 bytes (64 hexadecimal digits), not {len(beacon)}")
+    if not isinstance(key, SigningKey):
+        key = SigningKey.load(Path(key))
     if isinstance(recipe, Recipe):
         if settings is not None:
             raise UsageError("settings go with a recipe given by reference; this recipe already has its arguments")
@@ -191,6 +193,11 @@ class _Recorder:
         return genesis
 
     def _check_same(self, genesis: Genesis, every: int, keep: int) -> Genesis:
+        name = split_reference(self._reference)[1]
+        if name != genesis.recipe.name:
+            raise UsageError(
+                f"the unfinished recording is of the recipe {genesis.recipe.name}, not {name}: its genesis is signed"
+            )
         if (every, keep) != (genesis.spec.every, genesis.spec.keep):
             raise UsageError(
                 f"the unfinished recording has every={genesis.spec.every} and keep={genesis.spec.keep}, "
@@ -215,9 +222,12 @@ class _Recorder:
         """Two dry builds under throwaway seeds: what they share does not depend on the seed."""
         self._progress("dry build", 0, None)
         built = []
-        for leaves in (str(self._files.leaves_path), None):
+        path = str(self._files.leaves_path)
+        for leaves, check_leaves in ((path, None), (None, path)):
             program = self._program(profile, secrets.token_bytes(32), self._tagged)
-            job = messages.Build(program=program, leaves=leaves, salt_key=seeds.salt_key(r).hex())
+            job = messages.Build(
+                program=program, leaves=leaves, check_leaves=check_leaves, salt_key=seeds.salt_key(r).hex()
+            )
             built.append(self._ask(job, messages.Built, "dataset"))
         first, second = built
         if first.undeclared:
@@ -269,7 +279,13 @@ class _Recorder:
         )
         for event in self._executor.run(job):
             match event:
-                case messages.Opened(step=0, root=root):
+                case messages.Opened(root=root) if start.root is not None:
+                    if root != start.root:
+                        raise StoreError(
+                            f"{start.checkpoint} is damaged: it is not the state that the log records after "
+                            f"{start.step} steps. Remove it, and resume from the one before"
+                        )
+                case messages.Opened(root=root):
                     self._files.append(Origin(genesis=genesis_digest(genesis), root=root), kept=True)
                 case messages.Recorded(interval=interval):
                     self._files.append(interval, kept=interval.stop in self._files.kept_steps(genesis))
@@ -296,7 +312,9 @@ def registered(genesis: Genesis, secret: bytes) -> messages.Registered:
 
 def failure(event: messages.Failed) -> PolError:
     """The exception of a failed job."""
-    kinds: dict[str, type[PolError]] = {"UsageError": UsageError}
+    kinds: dict[str, type[PolError]] = {
+        "IntegrityError": IntegrityError, "StoreError": StoreError, "UsageError": UsageError,
+    }  # fmt: skip
     return kinds.get(event.kind, ReplayError)(event.message)
 
 

@@ -62,11 +62,12 @@ class ProofDirectory:
         """
         found: dict[str, int] = {}
         for name, entry in self._entries(self.path, ""):
+            shown = name.encode(errors="backslashreplace").decode()  # a name need not be text, a message must be
             mode = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(mode.st_mode):
-                raise FormatError(f"{name}: not a regular file (links and devices are never part of a proof)")
+                raise FormatError(f"{shown}: not a regular file (links and devices are never part of a proof)")
             if name not in FILES and checkpoint_step(name) is None:
-                raise FormatError(f"{name}: no such file belongs to a proof of format v1")
+                raise FormatError(f"{shown}: no such file belongs to a proof of format v1")
             found[name] = mode.st_size
             if len(found) > MAX_FILES:
                 raise FormatError(f"more than {MAX_FILES} files")
@@ -102,8 +103,9 @@ class ProofDirectory:
             FormatError: it is missing, not regular, or larger than ``limit``.
         """
         with os.fdopen(self.open(name), "rb") as file:
-            data = file.read(limit + 1)
-        if len(data) > limit:
+            size = os.fstat(file.fileno()).st_size  # looked at first: a sparse file of any size costs nothing
+            data = file.read(size + 1) if size <= limit else b""
+        if not len(data) == size <= limit:
             raise FormatError(f"{name}: larger than the limit of {limit} bytes")
         return data
 

@@ -28,6 +28,7 @@ from pol.proof.attestation import (
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
 from pol.proof.log import decode_record, encode_record, parse_log
+from pol.statetree import StateRoot
 from pol.store import (
     ATTESTATION,
     CHECKPOINTS,
@@ -56,6 +57,8 @@ class Start:
     step: int
     checkpoint: Path | None
     counts: dict[str, int]
+    root: StateRoot | None
+    """What the log records there; None at the beginning."""
 
 
 @contextlib.contextmanager
@@ -157,27 +160,28 @@ class Unfinished:
 
     def rewind(self, genesis: Genesis) -> Start:
         """Cut the log back to the last kept checkpoint that is on disk, and remove what lies after it."""
-        for leftover in self.checkpoints.glob("*.tmp"):
+        for leftover in (*self.checkpoints.glob("*.tmp"), *self.path.glob("*.tmp")):
             leftover.unlink()
-        lines = self._whole_lines()
-        last, counts, keep_lines = 0, {}, 0
+        lines, kept_steps = self._whole_lines(), self.kept_steps(genesis)
+        start, keep_lines = Start(0, None, {}, None), 0
         for number, line in enumerate(lines[1:], start=2):
             record = decode_record(line, Interval, number)
-            if record.stop in self.kept_steps(genesis) and (self.path / checkpoint_path(record.stop)).exists():
-                last, counts, keep_lines = record.stop, record.schedules, number
+            path = self.path / checkpoint_path(record.stop)
+            if record.stop in kept_steps and path.exists():
+                start, keep_lines = Start(record.stop, path, record.schedules, record.root), number
         if lines:
             if lines[0] + b"\n" != encode_record(
                 Origin(genesis_digest(genesis), decode_record(lines[0], Origin, 1).root)
             ):
                 raise IntegrityError(f"{self.path / LOG}: belongs to another genesis; start anew in another directory")
             journal = self._journal()
-            self._write_journal(_with(journal, resumes=[*journal.resumes, last]))
+            self._write_journal(_with(journal, resumes=[*journal.resumes, start.step]))
         write_atomically(self.path / LOG, b"".join(line + b"\n" for line in lines[:keep_lines]))
         for file in self.checkpoints.iterdir():
             step = checkpoint_step(f"{CHECKPOINTS}/{file.name}")
-            if step is not None and (step > last or not keep_lines):
+            if step is not None and (step > start.step or not keep_lines):
                 file.unlink()
-        return Start(last, self.path / checkpoint_path(last) if last else None, counts)
+        return start
 
     def _whole_lines(self) -> list[bytes]:
         path = self.path / LOG

@@ -84,11 +84,17 @@ class LocalProcess:
         except BrokenPipeError:
             raise ReplayError("the training process has ended; run the command again") from None
         from_worker = msgspec.json.Decoder(EventType)
-        for line in self._events:
-            event = from_worker.decode(line)
-            yield event
-            if type(event).__name__ in ("Built", "Controlled", "Finished", "Failed"):
-                return
+        answered = False
+        try:
+            for line in self._events:
+                event = from_worker.decode(line)
+                answered = type(event).__name__ in ("Built", "Controlled", "Finished", "Failed")
+                yield event
+                if answered:
+                    return
+        finally:
+            if not answered and self._process is not None and self._process.poll() is None:
+                self.close()  # nobody reads on: the next job must not be answered with the rest of this one
         with contextlib.suppress(subprocess.TimeoutExpired):
             assert self._process is not None
             self._process.wait(timeout=5)

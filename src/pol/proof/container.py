@@ -53,6 +53,8 @@ def parse_header(header: bytes, file_size: int, what: str, *, header_size: int |
         slots = msgspec.json.decode(header.rstrip(b" "), type=dict[str, _Slot], strict=True)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise FormatError(f"{what}: header: {error}") from None
+    if header_size is None and msgspec.json.encode(slots) != header.rstrip(b" "):
+        raise FormatError(f"{what}: header: duplicate keys, spaces or another order of fields than safetensors writes")
     if not 1 <= len(slots) <= MAX_ENTRIES:
         raise FormatError(f"{what}: {len(slots)} entries (1 to {MAX_ENTRIES} are allowed)")
     base = 8 + (len(header) if header_size is None else header_size)
@@ -75,5 +77,7 @@ def parse_header(header: bytes, file_size: int, what: str, *, header_size: int |
             raise FormatError(f"{what}: {slot_.entry.key!r} does not lie where its shape says")
         position = slot_.end
     if position != file_size:
-        raise FormatError(f"{what}: {file_size - position} bytes belong to no entry")
+        difference = file_size - position
+        how = f"{difference} bytes belong to no entry" if difference > 0 else f"{-difference} bytes are missing"
+        raise FormatError(f"{what}: {how}")
     return placed

@@ -146,7 +146,9 @@ def confidence_sentence(draws: Draws) -> str:
     if met == total:
         return f"All {total} intervals were replayed: every one is an exact execution, and none could be forged unseen."
     if not uniform:
-        return f"{met} of {total} intervals were replayed, none drawn uniformly: the share that is forged is not bounded."
+        return (
+            f"{met} of {total} intervals were replayed, none drawn uniformly: the share that is forged is not bounded."
+        )
     share = largest_forged_share(total, uniform)
     single = uniform / total
     return (

@@ -107,9 +107,10 @@ def summarise(
     kept = [size for name, size in sizes.items() if name.startswith("checkpoints/")]
     return Summary(
         claims=None if genesis is None else _claims(read_genesis(genesis)),
-        attested=statement
-        and Attested(attestation=attestation_digest(statement), weights=statement.predicate.final.weights),
-        beacon=statement.predicate.beacon if statement else written and written.beacon,
+        attested=None
+        if statement is None
+        else Attested(attestation=attestation_digest(statement), weights=statement.predicate.final.weights),
+        beacon=statement.predicate.beacon if statement else written.beacon if written else None,
         journal=written,
         recorded=records[-1].stop if records else 0,
         losses=[Point(record.stop, None if record.loss is None else float(record.loss)) for record in records],
@@ -166,4 +167,3 @@ def _claims(genesis: Genesis) -> Claims:
         platform=genesis.platform,
         dataset=genesis.dataset.root,
     )
-

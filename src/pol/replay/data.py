@@ -155,7 +155,10 @@ class Loader:
     def fetch(
         self, epoch: int, batch: int, caller: GlobalState, on_item: Callable[[int, Any], None] | None = None
     ) -> Any:
-        """Batch ``batch`` of ``epoch``; the global generators, in state ``caller``, are left so."""
+        """Batch ``batch`` of ``epoch``; the global generators, in state ``caller``, are left so.
+
+        ``on_item`` may be told of a sample twice; the last time holds.
+        """
         items = None if self._sets_each else self._fetch_quickly(epoch, batch, caller, on_item)
         if items is None:
             self._sets_each = True
@@ -176,15 +179,9 @@ class Loader:
         return self._transform(item, self._streams.sample_rng(epoch, position, index))
 
     def _fetch_quickly(self, epoch: int, batch: int, caller: GlobalState, on_item: Any) -> list[Any] | None:
-        seen: list[tuple[int, Any]] = []
         first = batch * self.size
-        note = (lambda index, item: seen.append((index, item))) if on_item else None
-        items = [self._item(epoch, first + i, index, note) for i, index in enumerate(self.indices(epoch, batch))]
-        if not randomness.unchanged(caller):
-            return None
-        for index, item in seen:
-            on_item(index, item)
-        return items
+        items = [self._item(epoch, first + i, index, on_item) for i, index in enumerate(self.indices(epoch, batch))]
+        return items if randomness.unchanged(caller) else None
 
     def _fetch_each(self, epoch: int, batch: int, on_item: Any) -> list[Any]:
         items = []

@@ -31,7 +31,7 @@ class IntervalRecorder:
         self._on_step = on_step
         self._hasher = BatchHasher(batch_key)
         self._salt_key = salt_key
-        self._samples: list[tuple[int, bytes]] = []
+        self._samples: dict[int, bytes] = {}
         self._begin(start)
 
     def _begin(self, step: int) -> None:
@@ -45,7 +45,7 @@ class IntervalRecorder:
     def item(self, index: int, item: Any) -> None:
         """Note a sample as the dataset returned it; only a replay asks for these."""
         if self._salt_key is not None:
-            self._samples.append((index, sample_leaf(item, index, self._salt_key)))
+            self._samples[index] = sample_leaf(item, index, self._salt_key)
 
     def batch(self, step: int, batch: Any) -> None:
         """Hash a batch as it enters its step."""
@@ -61,8 +61,8 @@ class IntervalRecorder:
             self._losses.append(loss)
         self._add_rates([repr(rate) for rate in rates])
         if self._salt_key is not None:
-            self._digests.append(sample_list_digest(self._samples))
-            self._samples = []
+            self._digests.append(sample_list_digest(self._samples.items()))
+            self._samples = {}
         if self._on_step:
             self._on_step(step + 1)
         if (step + 1) % self._every and step + 1 != self._last:

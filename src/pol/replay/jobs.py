@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform as host
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -14,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pol import canonical
-from pol.declaration import External
 from pol.errors import PolError, ReplayError
 from pol.interval import Interval
 from pol.messages import (
@@ -28,7 +24,6 @@ from pol.messages import (
     Finished,
     JobType,
     Opened,
-    Program,
     Recorded,
     Replay,
     Segment,
@@ -36,15 +31,12 @@ from pol.messages import (
     Train,
 )  # fmt: skip
 from pol.profile import Platform, Profile
-from pol.replay import recipe as recipes
-from pol.replay import sources
-from pol.replay.data import sample_leaf
+from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
+from pol.replay.entry import Entry
+from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
-from pol.replay.openings import FileWatch
 from pol.replay.origin import compare
-from pol.replay.randomness import Streams
-from pol.replay.recipe import Recipe
 from pol.replay.state import State
 
 Emit = Callable[[EventType], None]
@@ -68,8 +60,6 @@ def run_job(job: JobType, emit: Emit) -> None:
                 _replay(job, emit)
     except PolError as error:
         emit(Failed(kind=type(error).__name__, message=str(error)))
-    except OSError as error:
-        emit(Failed(kind="StoreError", message=_explain(error)))
     except MemoryError:
         emit(Failed(kind="ReplayError", message="out of memory"))
     except Exception as error:  # the user's program: any error of it is a finding, with the place
@@ -99,32 +89,8 @@ def this_platform() -> Platform:
     )
 
 
-class _Entry:
-    """A program as this process enters it: generators carry the init stream from before its import."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.streams = Streams(bytes.fromhex(program.seed))
-        self.watch = FileWatch()
-        self.sources = sources.local_sources(program.reference)
-        self.imported = set(sys.modules)
-
-    def make(self) -> Recipe:
-        self.streams.init()
-        self.watch.start()
-        made = recipes.make(recipes.load(self.program.reference), self.program.configuration)
-        self.configuration = {key: canonical.tag(value, key) for key, value in made.configuration.items()}
-        return made
-
-    def external(self) -> list[External]:
-        return self.watch.stop()
-
-    def undeclared(self) -> list[str]:
-        return sources.undeclared_modules(self.program.reference, self.sources, self.imported)
-
-
 def _build(job: Build, emit: Emit) -> None:
-    entry = _Entry(job.program)
+    entry = Entry(job.program)
     arrival = advance(entry.make, Frame(entry.streams, external=entry.external), Position(), stop=0)
     arrival.state.check_finite("as built")
     comparisons = None
@@ -133,7 +99,9 @@ def _build(job: Build, emit: Emit) -> None:
     if job.save is not None:
         arrival.state.save(Path(job.save))
     if job.leaves is not None:
-        _write_leaves(arrival, Path(job.leaves), bytes.fromhex(job.salt_key), emit)
+        write_leaves(arrival, Path(job.leaves), bytes.fromhex(job.salt_key), _Progress(emit, arrival.loader.samples))
+    if job.check_leaves is not None:
+        check_leaves(arrival, Path(job.check_leaves), bytes.fromhex(job.salt_key))
     contents = arrival.state.digests()
     emit(
         Built(
@@ -148,17 +116,6 @@ def _build(job: Build, emit: Emit) -> None:
     )
 
 
-def _write_leaves(arrival: Arrival, path: Path, salt_key: bytes, emit: Emit) -> None:
-    data, count = arrival.loader.data, arrival.loader.samples
-    progress = _Progress(emit, count)
-    with path.open("wb") as file:
-        for index in range(count):
-            file.write(sample_leaf(data[index], index, salt_key))
-            progress(index + 1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 class _Progress:
     def __init__(self, emit: Emit, total: int | None = None) -> None:
         self._emit, self._total, self._next = emit, total, time.monotonic() + PROGRESS_SECONDS
@@ -171,9 +128,12 @@ class _Progress:
 
 
 def _control(job: Control, emit: Emit) -> None:
-    entry = _Entry(job.program)
+    entry = Entry(job.program)
     frame = Frame(entry.streams, external=entry.external)
-    end = advance(entry.make, frame, Position(), stop=job.steps)
+    untouched = Untouched() if job.reenter else None
+    end = advance(entry.make, frame, Position(), stop=job.steps, observer=untouched)
+    if untouched is not None:
+        untouched.check(end.loader.data)
     if end.batches_per_step is None:
         raise ReplayError("the program ended without a commit()")
     root, contents = end.root_now(), end.digests_now()
@@ -190,7 +150,7 @@ def _control(job: Control, emit: Emit) -> None:
     )
 
 
-def _reenter(entry: _Entry, end: Arrival, expected: dict[str, bytes]) -> str | None:
+def _reenter(entry: Entry, end: Arrival, expected: dict[str, bytes]) -> str | None:
     """Take the last step again from a state that was saved and loaded; says where the end differs."""
     steps = end.step
     frame = Frame(entry.streams, end.declaration, end.batches_per_step, entry.external)
@@ -203,13 +163,15 @@ def _reenter(entry: _Entry, end: Arrival, expected: dict[str, bytes]) -> str | N
 
 
 def _train(job: Train, emit: Emit) -> None:
-    entry = _Entry(job.program)
+    entry = Entry(job.program)
     registered, directory = job.registered, Path(job.directory)
     declared = registered.declaration
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
     last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
     position = _position(job.start)
-    if position.state is None:
+    if position.state is not None:
+        emit(Opened(step=position.step, root=position.state.root()))
+    else:
         built = advance(entry.make, frame, position, stop=0)
         save_atomically(built.state, directory / checkpoint_name(0))
         emit(Opened(step=0, root=built.state.root()))
@@ -231,7 +193,7 @@ def _train(job: Train, emit: Emit) -> None:
 
 
 def _replay(job: Replay, emit: Emit) -> None:
-    entry = _Entry(job.program)
+    entry = Entry(job.program)
     registered = job.registered
     declared = registered.declaration
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
@@ -269,12 +231,3 @@ def _position(segment: Segment) -> Position:
 def checkpoint_name(step: int) -> str:
     """File name of the checkpoint after ``step`` steps; twelve digits sort as numbers do."""
     return f"{step:012d}.safetensors"
-
-
-def save_atomically(state: State, path: Path) -> None:
-    """Write a checkpoint so that its name never holds half of one."""
-    temporary = path.with_suffix(".tmp")
-    state.save(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

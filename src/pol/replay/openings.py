@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import site
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,9 +13,11 @@ from pol.digest import sha256_chunks
 
 _SYSTEM = tuple(
     str(Path(path).resolve()) + os.sep
-    for path in {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix, "/proc", "/sys", "/dev", "/etc", "/usr"}
-)
-_CODE = (".py", ".pyc", ".so", ".pyd", ".dll", ".dylib", ".pth")
+    for path in {
+        *sysconfig.get_paths().values(), site.getusersitepackages(), sys.prefix, sys.base_prefix,
+        "/proc", "/sys", "/dev", "/etc", "/usr",
+    }
+)  # fmt: skip
 _CHUNK = 1 << 20
 
 _active: list[set[str]] = []
@@ -32,31 +35,48 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 
 
 class FileWatch:
-    """The files opened for reading between ``start`` and ``stop``, except code and installed packages.
+    """The files opened for reading between ``start`` and ``stop``, except imported code and installed packages.
 
     It sees what Python opens (an audit hook); a native library that opens files itself is not seen.
     """
 
     def __init__(self) -> None:
         self._paths: set[str] = set()
+        self._code: set[str] = set()
 
-    def start(self) -> None:
-        """Begin to note."""
+    def start(self, seen: frozenset[str] = frozenset()) -> None:
+        """Begin to note; ``seen`` are paths that count as opened."""
         global _installed
         if not _installed:
             sys.addaudithook(_hook)
             _installed = True
-        self._paths = set()
+        self._paths = set(seen)
         _active[:] = [self._paths]
+
+    def seen(self) -> frozenset[str]:
+        """The paths opened until now."""
+        return frozenset(self._paths)
 
     def stop(self) -> list[External]:
         """Stop noting, and hash what was read."""
         _active.clear()
+        opened = {os.path.realpath(path) for path in self._paths}
+        opened = {path for path in opened if not path.startswith(_SYSTEM) and os.path.isfile(path)}
         found = []
-        for path in sorted(self._paths):
-            real = os.path.realpath(path)
-            if real.endswith(_CODE) or real.startswith(_SYSTEM) or not os.path.isfile(real):
-                continue
+        if not opened <= self._code:
+            self._code = _imported_files({os.path.basename(path) for path in opened})
+        for real in sorted(opened - self._code):
             with open(real, "rb") as file:
                 found.append(External(name=Path(real).name, digest=sha256_chunks(iter(lambda: file.read(_CHUNK), b""))))
         return found
+
+
+def _imported_files(names: set[str]) -> set[str]:
+    """Files of imported modules, of these names: the recipe digest covers them, or they are installed."""
+    found: set[str] = set()
+    for module in list(sys.modules.values()):
+        spec = getattr(module, "__dict__", {}).get("__spec__")  # not getattr: some modules load others when asked
+        for path in (getattr(spec, "origin", None), getattr(spec, "cached", None)):
+            if isinstance(path, str) and os.path.basename(path) in names:
+                found.add(os.path.realpath(path))
+    return found

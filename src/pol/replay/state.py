@@ -54,7 +54,14 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint file (safetensors)."""
-        save_file({key: tensor.detach().contiguous() for key, tensor in self.tensors.items()}, path)
+        storages: set[int] = set()
+        apart: dict[str, torch.Tensor] = {}
+        for key, tensor in self.tensors.items():
+            tensor = tensor.detach().contiguous()
+            storage = tensor.untyped_storage().data_ptr()
+            apart[key] = tensor.clone() if storage in storages else tensor  # the writer refuses views of one memory
+            storages.add(storage)
+        save_file(apart, path)
 
     @classmethod
     def load(cls, path: Path) -> State:

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 
 from pol import canonical
-from pol.errors import IntegrityError
+from pol.errors import FormatError, IntegrityError
+
+MAX_VALUE = 64 * 2**20
+"""Largest canonical-JSON entry of a state: 64 MiB, room for 10^5 parameters with some scalars each."""
 
 
 def flatten(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -47,3 +50,24 @@ def unflatten(skeleton: Any, tensors: dict[str, torch.Tensor]) -> Any:
         items = [unflatten(item, tensors) for item in inner]
         return tuple(items) if kind == "tuple" else items
     raise IntegrityError(f"attached object's state: unknown or missing {kind!r}")
+
+
+def add_value(part: str, value: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Add plain JSON to a state, as the entry ``value/<part>``."""
+    data = bytearray(canonical.encode(value))
+    tensors[f"value/{part}"] = torch.frombuffer(data, dtype=torch.uint8)
+
+
+def pop_value(part: str, remaining: dict[str, torch.Tensor]) -> Any:
+    """Take the entry ``value/<part>`` out of ``remaining``.
+
+    Raises:
+        IntegrityError: it is missing, or not canonical JSON.
+    """
+    data = remaining.pop(f"value/{part}", None)
+    if data is None or data.dtype is not torch.uint8:
+        raise IntegrityError(f"state entry value/{part} is missing")
+    try:
+        return canonical.decode(data.numpy().tobytes(), object, what=f"state entry value/{part}", limit=MAX_VALUE)
+    except FormatError as error:
+        raise IntegrityError(str(error)) from None

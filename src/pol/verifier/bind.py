@@ -8,13 +8,16 @@ from typing import Any
 import msgspec
 
 from pol import seeds
-from pol.digest import blake3_bytes
+from pol.digest import blake3_bytes, blake3_chunks
 from pol.errors import FormatError, IntegrityError, UsageError
 from pol.merkle import tree
 from pol.proof.container import Placed, header_length, parse_header
 from pol.statetree import StateRoot, state_root
 from pol.store import ATTESTATION, DATASET, GENESIS, LOG, SECRET, checkpoint_path
 from pol.verifier.case import Case, Checks, passed, require
+
+CHUNK = 1 << 24
+"""Bytes of a tensor that are hashed at a time: 16 MiB keeps all cores busy and memory far below one state."""
 
 
 def files(case: Case) -> Checks:
@@ -72,7 +75,16 @@ def states(case: Case) -> Checks:
 def checkpoint_root(case: Case, step: int, placed: list[Placed]) -> StateRoot:
     """State roots of a checkpoint file, streamed entry by entry."""
     name = checkpoint_path(step)
-    return state_root((slot.entry, blake3_bytes(case.store.read_range(name, slot.begin, slot.end))) for slot in placed)
+    return state_root((slot.entry, _content(case, name, slot)) for slot in placed)
+
+
+def _content(case: Case, name: str, slot: Placed) -> bytes:
+    """BLAKE3-256 of an entry, in chunks: a file may claim a tensor that is larger than memory."""
+    if slot.end - slot.begin <= CHUNK:
+        return blake3_bytes(case.store.read_range(name, slot.begin, slot.end))
+    return blake3_chunks(
+        case.store.read_range(name, begin, min(begin + CHUNK, slot.end)) for begin in range(slot.begin, slot.end, CHUNK)
+    )
 
 
 def released_model(case: Case) -> Checks:
@@ -85,10 +97,10 @@ def released_model(case: Case) -> Checks:
         raise UsageError("this proof names no released part, so a model file cannot be compared; leave --model away")
     expected = _released(case, release.part)
     found = _model_entries(case)
-    aliases = {alias.removeprefix(release.part + ".") for alias in case.genesis.spec.declaration.aliases}
-    for alias in aliases & set(found):
-        target = case.genesis.spec.declaration.aliases[f"{release.part}.{alias}"].removeprefix(release.part + ".")
-        if found.pop(alias) != expected.get(target):
+    prefix = release.part + "."
+    for full, first in case.genesis.spec.declaration.aliases.items():
+        alias, target = full.removeprefix(prefix), first.removeprefix(prefix)
+        if full.startswith(prefix) and alias in found and found.pop(alias) != expected.get(target):
             raise IntegrityError(f"{case.model.name}: {alias} differs from {target}, to which it is tied")
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name):
@@ -102,7 +114,7 @@ def _released(case: Case, part: str) -> dict[str, tuple[str, tuple[int, ...], by
     name, prefix = checkpoint_path(step), part + "."
     return {
         slot.entry.name.removeprefix(prefix): (
-            slot.entry.dtype, tuple(slot.entry.shape), blake3_bytes(case.store.read_range(name, slot.begin, slot.end)),
+            slot.entry.dtype, tuple(slot.entry.shape), _content(case, name, slot),
         )
         for slot in case.checkpoints.get(step, [])
         if slot.entry.kind in ("parameter", "buffer") and slot.entry.name.startswith(prefix)
@@ -119,7 +131,8 @@ def _model_entries(case: Case) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
             found = {}
             for slot in parse_header(_as_parameters(header), size, case.model.name, header_size=len(header)):
                 file.seek(slot.begin)
-                content = blake3_bytes(file.read(slot.end - slot.begin))
+                chunks = (file.read(min(CHUNK, slot.end - at)) for at in range(slot.begin, slot.end, CHUNK))
+                content = blake3_chunks(chunks)
                 found[slot.entry.name] = slot.entry.dtype, tuple(slot.entry.shape), content
             return found
     except OSError as error:
@@ -130,6 +143,6 @@ def _as_parameters(header: bytes) -> bytes:
     """A plain safetensors header with its names as those of parameters, and without its free-form metadata."""
     try:
         slots = msgspec.json.decode(header.rstrip(b" "), type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError) as error:
+        return msgspec.json.encode({f"parameter/{key}": slot for key, slot in slots.items() if key != "__metadata__"})
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise FormatError(f"model: not a safetensors header: {error}") from None
-    return msgspec.json.encode({f"parameter/{key}": slot for key, slot in slots.items() if key != "__metadata__"})

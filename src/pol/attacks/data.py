@@ -1,0 +1,111 @@
+"""Other data than was committed: indices, labels, digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pol import seeds
+from pol.attacks.attack import Attack
+from pol.attacks.forger import Forger
+from pol.attacks.workshop import Workshop
+from pol.errors import UsageError
+from pol.replay.data import sample_leaf
+
+
+class _Backwards:
+    """A dataset in the reverse order."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._data[len(self._data) - 1 - index]
+
+
+class _Relabelled:
+    """A dataset in which each sample has the label of the next."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        item = data[0]
+        names = [name for name, value in item.items() if _is_label(value)] if isinstance(item, dict) else []
+        if not names:
+            raise UsageError("this attack needs samples that are dicts with a whole number as the label")
+        self._name = names[-1]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        following = self._data[(index + 1) % len(self._data)]
+        return {**self._data[index], self._name: following[self._name]}
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def other_order(workshop: Workshop, out: Path) -> None:
+    """Training in an order of the forger's own, with the batches of that order in the log."""
+    forger = workshop.begin()
+    workshop.train(forger, data=_Backwards)
+    forger.seal(out, workshop.key)
+
+
+def other_indices(workshop: Workshop, out: Path) -> None:
+    """An honest run whose log names the batches of another order: a denial of what it was trained on."""
+    forger = workshop.open()
+    honest = list(forger.intervals)
+    workshop.pretend(forger, _Backwards)
+    for index, record in enumerate(honest):
+        forger.replace(index, root=record.root)
+    forger.seal(out, workshop.key)
+
+
+def flipped_labels(workshop: Workshop, out: Path) -> None:
+    """Training on wrong labels, with the batches and the dataset root of the right ones in the log."""
+    forger = workshop.begin()
+    workshop.pretend(forger)
+    honest = list(forger.intervals)
+    workshop.train(forger, data=_Relabelled)
+    for index, record in enumerate(honest):
+        forger.replace(index, batches=record.batches)
+    forger.seal(out, workshop.key)
+
+
+def flipped_labels_committed(workshop: Workshop, out: Path) -> None:
+    """The same, committed: dataset root, batches and steps are those of the wrong labels."""
+    forger = workshop.begin()
+    forger.commit_dataset(_leaves(forger, _Relabelled(workshop.data(forger))))
+    workshop.first_state(forger)
+    workshop.train(forger, data=_Relabelled)
+    forger.seal(out, workshop.key)
+
+
+def swapped_leaves(workshop: Workshop, out: Path) -> None:
+    """An honest run with the leaves of other labels beside the honest dataset root."""
+    forger = workshop.open()
+    forger.leaves = _leaves(forger, _Relabelled(workshop.data(forger)))
+    forger.seal(out, workshop.key)
+
+
+def _leaves(forger: Forger, data: Any) -> list[bytes]:
+    key = seeds.salt_key(forger.r)
+    return [sample_leaf(data[index], index, key) for index in range(len(data))]
+
+
+ATTACKS = (
+    Attack("other-order", "trained in another order of the data", "thief", other_order),
+    Attack("other-indices", "batches of another order in the log of an honest run", "prover", other_indices),
+    Attack("flipped-labels", "trained on wrong labels under the right dataset root", "thief", flipped_labels),
+    Attack(
+        "flipped-labels-committed", "trained on wrong labels that were committed", "thief", flipped_labels_committed
+    ),
+    Attack("swapped-leaves", "leaves of other labels under the right dataset root", "prover", swapped_leaves),
+)

@@ -1,0 +1,81 @@
+"""A thief draws a first state of his own and bridges the way to the stolen weights without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pol.attacks.attack import Attack
+from pol.attacks.forger import Forger
+from pol.attacks.workshop import Workshop
+from pol.proof.genesis import boundaries
+from pol.replay.state import State
+
+
+def _bridge(workshop: Workshop) -> tuple[Forger, list[int], State, State]:
+    """A run of one's own with an honest first state and a log that is true wherever that is cheap."""
+    forger = workshop.begin()
+    workshop.pretend(forger)
+    stolen = workshop.stolen()
+    forger.states[forger.steps] = stolen
+    return forger, boundaries(forger.genesis.spec), forger.states[0], stolen
+
+
+def interpolation(workshop: Workshop, out: Path) -> None:
+    """Checkpoints on the straight line from the fresh start to the stolen weights (attack study, A4)."""
+    _interpolated(workshop).seal(out, workshop.key)
+
+
+def _interpolated(workshop: Workshop) -> Forger:
+    forger, steps, first, stolen = _bridge(workshop)
+    for step in steps[1:-1]:
+        share = step / forger.steps
+        forger.states[step] = State(
+            {
+                key: _between(first.tensors[key], tensor, share) if key in first.tensors else tensor.clone()
+                for key, tensor in stolen.tensors.items()
+            }
+        )
+    return forger
+
+
+def _between(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
+    if a.shape != b.shape:
+        return b.clone()
+    # Values of another kind than floating point (counters) go along rounded; infinities stay where they are.
+    middle = torch.lerp(a.double(), b.double(), share)
+    return torch.where(a == b, a, middle.to(a.dtype))
+
+
+def nan_bridge(workshop: Workshop, out: Path) -> None:
+    """NaN between the fresh start and the stolen weights: no distance to NaN is above any limit."""
+    forger, steps, _, stolen = _bridge(workshop)
+    for step in steps[1:-1]:
+        forger.states[step] = State(
+            {key: torch.full_like(t, torch.nan) if t.is_floating_point() else t for key, t in stolen.tensors.items()}
+        )
+    forger.seal(out, workshop.key)
+
+
+def no_intervals(workshop: Workshop, out: Path) -> None:
+    """A proof of the stolen weights without a single interval: nothing to replay, so nothing fails."""
+    forger = workshop.begin()
+    forger.states[0] = workshop.dressed(forger.states[0])
+    forger.kept = [0]
+    forger.seal(out, workshop.key)
+
+
+def no_checkpoints(workshop: Workshop, out: Path) -> None:
+    """The straight line again, with its log and no checkpoint to replay from."""
+    forger = _interpolated(workshop)
+    forger.kept = []
+    forger.seal(out, workshop.key)
+
+
+ATTACKS = (
+    Attack("interpolation", "straight line from a fresh start to stolen weights", "thief", interpolation),
+    Attack("nan-bridge", "NaN between a fresh start and stolen weights", "thief", nan_bridge),
+    Attack("no-intervals", "stolen weights with an empty log", "thief", no_intervals),
+    Attack("no-checkpoints", "stolen weights with a log but no checkpoints", "thief", no_checkpoints),
+)

@@ -1,0 +1,104 @@
+"""``pol``: its commands, and what becomes of their results and errors.
+
+Exit codes: 0 ACCEPT or done, 1 REJECT, 2 INCONCLUSIVE, 3 usage or tool error, 130 interrupted. A command is a
+function that returns its exit code; every error comes through ``main``, so the CLI library's own codes (2 for a
+wrong option, which would read as INCONCLUSIVE) never get out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from pol.cli import output, proving, story, verifying
+from pol.errors import PolError
+from pol.version import __version__
+
+TOOL_ERROR = 3
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="pol",
+    help="Proof-of-learning: evidence, which anyone can check, that a model came from a training.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 ACCEPT or done, 1 REJECT, 2 INCONCLUSIVE, 3 usage or tool error, 130 interrupted.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"pol {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("demo")(story.demo)
+app.command("keygen")(proving.keygen)
+app.command("record")(proving.record)
+app.command("verify")(verifying.verify)
+app.command("inspect")(verifying.inspect)
+
+USAGE_ERROR: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+"""The base of the CLI library's errors, which newer versions of typer no longer take from a public package."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in given
+    try:
+        code = typer.main.get_command(app).main(args=given, prog_name="pol", standalone_mode=False)
+    except output.Interrupted as error:
+        return _problem(str(error), "Interrupted", as_json, INTERRUPTED)
+    except USAGE_ERROR as error:
+        return _problem(_usage(error), "UsageError", as_json, TOOL_ERROR)
+    except PolError as error:
+        return _problem(str(error), type(error).__name__, as_json, TOOL_ERROR)
+    except OSError as error:
+        return _problem(_os_error(error), type(error).__name__, as_json, TOOL_ERROR)
+    except SystemExit:  # a closed pipe, in the CLI library
+        return TOOL_ERROR
+    except Exception as error:
+        if os.environ.get("POL_DEBUG"):
+            traceback.print_exc()
+        hint = "This is a bug in pol: set POL_DEBUG=1 for the traceback"
+        return _problem(f"{type(error).__name__}: {error}. {hint}", type(error).__name__, as_json, TOOL_ERROR)
+    if code == INTERRUPTED:
+        return _problem("interrupted", "Interrupted", as_json, INTERRUPTED)
+    return int(code or 0)
+
+
+def _problem(message: str, kind: str, as_json: bool, code: int) -> int:
+    if message:
+        output.problem(message, kind, as_json=as_json)
+    return code
+
+
+def _usage(error: Any) -> str:
+    """The message of a usage error, with the command whose help says more; empty where the help was shown already."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    where = context.command_path if context is not None else "pol"
+    return f"{error.format_message()} (see `{where} --help`)"
+
+
+def _os_error(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"

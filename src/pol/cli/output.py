@@ -1,0 +1,131 @@
+"""What commands share: printing, parsing of option values, and the way from a proof directory to its summary."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pol.errors import PolError, UsageError
+
+if TYPE_CHECKING:
+    from pol.proof.summary import Summary
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+class Interrupted(Exception):
+    """The user stopped a command; the text says how to go on."""
+
+
+def show(draw: Callable[[Console], None]) -> None:
+    """Print on standard output what ``draw`` draws, in one piece.
+
+    A reader that has gone away (``| head``) does not change the exit code: the verdict is in it.
+    """
+    console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        draw(console)
+    write(re.sub(r" +$", "", capture.get(), flags=re.MULTILINE))  # tables are filled up with spaces
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON object on standard output."""
+    from pol.render.as_json import encode
+
+    write(encode(value) + "\n")
+
+
+def write(text: str) -> None:
+    """Write to standard output, whether or not anybody still reads it."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit is quiet
+
+
+def problem(message: str, kind: str, *, as_json: bool) -> None:
+    """Report an error: a JSON object on standard output, or a line on standard error."""
+    from pol.render.text import clean
+
+    if as_json:
+        write(json.dumps({"error": message, "kind": kind}) + "\n")
+    else:
+        text = "\n".join(clean(line) for line in message.split("\n"))
+        prefix = "" if kind == "Interrupted" else "error: "
+        with contextlib.suppress(BrokenPipeError):
+            print(prefix + text, file=sys.stderr)
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any] | None:
+    """``key=value`` options: JSON scalars where they are, strings otherwise; None if there are none."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--set {pair}: write --set name=value")
+        if key in found:
+            raise UsageError(f"--set {key}=...: given twice")
+        found[key] = _scalar(text)
+    return found or None
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if value is None or isinstance(value, bool | int | float | str) else text
+
+
+def hex32(text: str | None, option: str) -> bytes | None:
+    """The 32 bytes of an option."""
+    if text is None:
+        return None
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise UsageError(f"{option}: expected 32 bytes, as 64 hexadecimal digits")
+    return bytes.fromhex(text)
+
+
+def read_summary(path: Path) -> tuple[Summary, str | None]:
+    """What the proof directory at ``path`` says, finished or not, and the fingerprint of its claimant."""
+    from pol import keys, store
+    from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL
+    from pol.proof.genesis import MAX_GENESIS
+    from pol.proof.summary import summarise
+
+    directory = store.ProofDirectory(path)
+    folders = [path, path / store.CHECKPOINTS]
+    found = [file for folder in folders if folder.is_dir() and not folder.is_symlink() for file in folder.iterdir()]
+    sizes = {file.relative_to(path).as_posix(): file.lstat().st_size for file in found if not file.is_dir()}
+
+    def read(name: str, limit: int) -> bytes | None:
+        return directory.read(name, limit) if name in sizes else None
+
+    if not {store.GENESIS, store.SECRET, store.LOG} & sizes.keys():
+        raise UsageError(f"{path}: not a proof directory: there is neither {store.GENESIS} nor {store.LOG}")
+    summary = summarise(
+        sizes,
+        read(store.GENESIS, 2 * MAX_GENESIS),
+        read(store.ATTESTATION, 2 * MAX_ATTESTATION),
+        read(store.LOG, store.MAX_LOG_FILE),
+        read(store.JOURNAL, MAX_JOURNAL),
+    )
+    return summary, None if summary.claims is None else keys.fingerprint(summary.claims.public_key)
+
+
+def try_summary(path: Path) -> Summary | None:
+    """What the proof directory at ``path`` says, or None if it cannot be read."""
+    try:
+        return read_summary(path)[0]
+    except (PolError, OSError):
+        return None

@@ -1,0 +1,182 @@
+"""``pol keygen`` and ``pol record``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pol.cli import output
+from pol.cli.output import Json
+from pol.cli.progress import progress
+from pol.errors import UsageError
+
+if TYPE_CHECKING:
+    from pol.keys import SigningKey
+    from pol.proof.summary import Claims, Summary
+
+EVERY, KEEP = 10, 1
+
+
+def default_key_path() -> Path:
+    """Where the key is that signs when none is named."""
+    return Path(typer.get_app_dir("pol")) / "key.pem"
+
+
+def keygen(
+    path: Annotated[
+        Path | None, typer.Argument(help="Where to write it [default: key.pem in your configuration directory].")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Make a signing key (ECDSA P-256). A key is never overwritten."""
+    from pol.keys import SigningKey
+    from pol.render import recording
+
+    where = path or default_key_path()
+    key = SigningKey.generate()
+    key.save(where)
+    made = {"key": str(where), "public": f"{where}.pub", "fingerprint": key.fingerprint}
+    if as_json:
+        output.show_json(made)
+    else:
+        output.show(lambda console: recording.key_made(console, made))
+    return 0
+
+
+def record(
+    recipe: Annotated[str, typer.Argument(help="path/to/file.py:Name or package.module:Name", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The proof directory to write.", show_default=False)],
+    every: Annotated[
+        int | None, typer.Option("--every", min=1, help="k: steps of an interval.", show_default=str(EVERY))
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", min=1, help="K: keep the state after every K-th interval.", show_default=str(KEEP)),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A constructor argument of the recipe; repeat for more."),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="Private key that signs [default: your own, made at the first use]."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, max=1024, help="Threads of the training [default: one per core].")
+    ] = None,
+    beacon: Annotated[
+        str | None,
+        typer.Option("--beacon", metavar="HEX", help="32 bytes that a verifier gave for this genesis."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished recording.")] = False,
+    genesis_only: Annotated[
+        bool,
+        typer.Option("--genesis-only", help="Sign the genesis and stop, so that a verifier can answer with a beacon."),
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Record a training as a proof.
+
+    A recording that was interrupted goes on with --resume; what its genesis fixed (--every, --keep, --set,
+    --threads) need not be repeated.
+    """
+    from pol import prover
+    from pol.profile import Profile
+    from pol.render import recording
+
+    if genesis_only and beacon is not None:
+        raise UsageError("--genesis-only and --beacon exclude each other: a beacon answers a genesis that is signed")
+    nonce = output.hex32(beacon, "--beacon")
+    settings = output.settings(set_)
+    claims = _registered(out) if resume else None
+    if claims and threads not in (None, claims.profile.threads):
+        raise UsageError(f"--threads {threads}: the signed genesis says {claims.profile.threads}; leave it out")
+    signer, key_path, key_made = _signer(key)
+    step = 0
+    with progress() as tell:
+
+        def note(phase: str, done: int, total: int | None) -> None:
+            nonlocal step
+            step = done if phase == "training" else step
+            tell(phase, done, total)
+
+        try:
+            proof = prover.record(
+                recipe,
+                out,
+                key=signer,
+                every=every or (claims.every if claims else EVERY),
+                keep=keep or (claims.keep if claims else KEEP),
+                beacon=nonce,
+                resume=resume,
+                settings=settings,
+                profile=Profile(threads=threads or prover.available_cores()),
+                progress=note,
+                until_genesis=genesis_only,
+            )
+        except KeyboardInterrupt:
+            given = [] if _registered(out) else _given(every, keep, set_, threads)
+            command = _again(recipe, out, key, given, beacon)
+            raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
+    summary, claimant = output.read_summary(out)
+    result = recording.Recorded(
+        proof=str(out),
+        genesis=proof.genesis,
+        attestation=proof.attestation,
+        summary=summary,
+        claimant=claimant or signer.fingerprint,
+        key=str(key_path),
+        key_made=key_made,
+        next=_again(recipe, out, key, [], "<nonce from your verifier>")
+        if genesis_only
+        else _check(recipe, out, summary),
+    )
+    if as_json:
+        output.show_json(result.as_json())
+    else:
+        output.show(lambda console: recording.recorded(console, result))
+    return 0
+
+
+def _signer(path: Path | None) -> tuple[SigningKey, Path, bool]:
+    """The key that signs, where it is, and whether it was made just now."""
+    from pol.keys import SigningKey
+
+    if path is not None:
+        return SigningKey.load(path), path, False
+    path = default_key_path()
+    if path.exists():
+        return SigningKey.load(path), path, False
+    key = SigningKey.generate()
+    key.save(path)
+    return key, path, True
+
+
+def _registered(out: Path) -> Claims | None:
+    """What the genesis of an unfinished recording fixed, if it has one."""
+    summary = output.try_summary(out)
+    return summary.claims if summary else None
+
+
+def _given(every: int | None, keep: int | None, settings: list[str] | None, threads: int | None) -> list[str]:
+    """The options that a recording without a genesis needs again."""
+    numbers = {"--every": every, "--keep": keep, "--threads": threads}
+    words = [word for name, number in numbers.items() if number is not None for word in (name, str(number))]
+    return words + [word for pair in settings or [] for word in ("--set", pair)]
+
+
+def _again(recipe: str, out: Path, key: Path | None, given: list[str], beacon: str | None) -> str:
+    """The command that goes on with a recording."""
+    words = ["pol", "record", recipe, "--out", str(out), *given, *(["--key", str(key)] if key else []), "--resume"]
+    hole = [] if beacon is None else ["--beacon", beacon if beacon.startswith("<") else shlex.quote(beacon)]
+    return " ".join([shlex.join(words), *hole])
+
+
+def _check(recipe: str, out: Path, summary: Summary) -> str:
+    """The command that verifies a proof."""
+    seeded = summary.beacon is not None and summary.beacon.kind == "nonce"
+    beacon = ["--beacon", summary.beacon.value] if seeded and summary.beacon else []
+    return shlex.join(["pol", "verify", str(out), "--recipe", recipe, *beacon])

@@ -1,0 +1,153 @@
+"""``pol verify`` and ``pol inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pol.cli import output
+from pol.cli.output import Json
+from pol.cli.progress import progress
+from pol.errors import UsageError
+
+if TYPE_CHECKING:
+    from pol.proof.policy import Policy
+
+EXIT_CODES = {"ACCEPT": 0, "REJECT": 1, "INCONCLUSIVE": 2}
+
+
+def verify(
+    proof: Annotated[Path, typer.Argument(help="The proof directory.", show_default=False)],
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="The recipe that you have read: path/to/file.py:Name or package.module:Name. Required.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A constructor argument that you insist on; repeat for more."),
+    ] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="A prover whom you trust: fingerprint, or key file; repeat for more."),
+    ] = None,
+    beacon: Annotated[
+        str | None, typer.Option("--beacon", metavar="HEX", help="The 32 bytes that you gave for this genesis.")
+    ] = None,
+    nonce: Annotated[
+        str | None,
+        typer.Option("--nonce", metavar="HEX", help="Draw the challenge of an earlier verification [default: fresh]."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="The released model (safetensors): must be the last state's weights.")
+    ] = None,
+    strategy: Annotated[
+        Literal["all", "top-q", "uniform", "size-weighted", "mix"] | None,
+        typer.Option("--strategy", help="Which intervals to replay [default: mix, which is all of up to 150]."),
+    ] = None,
+    uniform: Annotated[int | None, typer.Option("--uniform", min=0, help="Uniform draws [default: 100].")] = None,
+    weighted: Annotated[
+        int | None, typer.Option("--weighted", min=0, help="Draws weighted by size [default: 60].")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=0, help="Q: largest updates per kind and stratum [default: 1].")
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--max-steps", min=1, help="Most steps to replay; if more are due, INCONCLUSIVE [default: no limit]."
+        ),
+    ] = None,
+    allow_constants: Annotated[
+        Literal["none", "buffers", "any"] | None,
+        typer.Option("--allow-constants", help="Tensors that may start the same under every seed [default: buffers]."),
+    ] = None,
+    allow_file: Annotated[
+        list[str] | None,
+        typer.Option("--allow-file", metavar="DIGEST", help="A file that the build may read; repeat for more."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Verify a proof: exit code 0 for ACCEPT, 1 for REJECT, 2 for INCONCLUSIVE.
+
+    The code that runs is the recipe that you name, never code from the proof: by naming it you say that you have
+    read it. In JSON the report has the form of docs/report.schema.json.
+    """  # fmt: skip
+    from pol import verifier
+    from pol.render import as_json as json_form
+    from pol.render import terminal
+
+    if recipe is None:
+        raise UsageError(_recipe_missing(proof))
+    draws = {"strategy": strategy, "uniform": uniform, "weighted": weighted, "top": top}
+    policy = _policy(key, beacon, draws, max_steps, allow_constants, allow_file)
+    drawn, settings = output.hex32(nonce, "--nonce"), output.settings(set_)
+    with progress() as tell:
+        report = verifier.verify(
+            proof, recipe=recipe, policy=policy, nonce=drawn, model=model, settings=settings, progress=tell
+        )
+    if as_json:
+        output.show_json(json_form.report(report))
+    else:
+        output.show(lambda console: terminal.report(console, report))
+    return EXIT_CODES[report.verdict]
+
+
+def _policy(
+    key: list[str] | None,
+    beacon: str | None,
+    draws: Mapping[str, object],
+    max_steps: int | None,
+    constants: str | None,
+    files: list[str] | None,
+) -> Policy:
+    """The default policy, with what was given on the command line."""
+    import msgspec
+
+    from pol import digest, keys
+    from pol.proof.policy import EXACT
+
+    for allowed in files or []:
+        digest.raw(allowed)
+    given = {
+        "keys": tuple(map(keys.read_fingerprint, key or [])) or None,
+        "beacon": (value := output.hex32(beacon, "--beacon")) and value.hex(),
+        "challenge": msgspec.structs.replace(EXACT.challenge, **{k: v for k, v in draws.items() if v is not None}),
+        "max_steps": max_steps,
+        "constants": constants,
+        "externals": tuple(files or ()) or None,
+    }
+    return msgspec.structs.replace(EXACT, **{name: value for name, value in given.items() if value is not None})
+
+
+def _recipe_missing(proof: Path) -> str:
+    from pol.render.text import clean
+
+    summary = output.try_summary(proof)
+    name = f" (the genesis registered a class {clean(summary.claims.recipe)})" if summary and summary.claims else ""
+    return (
+        "--recipe is missing: a proof never brings its own code. Name the recipe that you have read, "
+        f"--recipe path/to/file.py:Name{name}"
+    )
+
+
+def inspect(
+    proof: Annotated[Path, typer.Argument(help="The proof directory, finished or not.", show_default=False)],
+    as_json: Json = False,
+) -> int:
+    """Show what a proof says, without checking any of it. Needs no torch."""
+    from pol.render import as_json as json_form
+    from pol.render import inspection
+
+    summary, claimant = output.read_summary(proof)
+    if as_json:
+        output.show_json(json_form.summary(summary, claimant))
+    else:
+        output.show(lambda console: inspection.inspection(console, str(proof), summary, claimant))
+    return 0

@@ -1,0 +1,1 @@
+"""Faces: results as text for a terminal, and as JSON."""

@@ -1,0 +1,139 @@
+"""A report for people: the verdict first, then why, how far it reaches, and what it leaves open."""
+
+from __future__ import annotations
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pol.proof.challenge import Draws
+from pol.proof.report import IntervalResult, Report, Status, Step, Verdict
+from pol.render.text import clean, duration, plural, shorten
+
+COLOURS = {Verdict.ACCEPT: "green", Verdict.REJECT: "red", Verdict.INCONCLUSIVE: "yellow"}
+STYLES: dict[Status, str] = {"passed": "green", "failed": "red", "unable": "yellow", "not run": "dim"}
+MAX_LISTED = 5
+"""Failed intervals that are written out; the strip shows where the others are."""
+
+LABEL = 12
+
+
+def report(console: Console, result: Report) -> None:
+    """Print a report."""
+    console.print(verdict_line(result))
+    console.print()
+    console.print(_steps(result.steps))
+    console.print()
+    if result.draws is not None:
+        field(console, "Intervals", _intervals(result.intervals, result.draws, console.width - LABEL))
+        field(console, "Draws", Text(_draws(result.draws)))
+    field(console, "Confidence", Text(clean(result.confidence)))
+    field(console, "Assurance", bullets([f"level: {result.assurance.level}", *result.assurance.statements]))
+    field(console, "Not shown", bullets(result.not_shown))
+    console.print()
+    exact(console, "claimant", result.claimant)
+    exact(console, "genesis", result.genesis)
+    exact(console, "attestation", result.attestation)
+    exact(console, "weights", result.weights)
+    exact(console, "policy", f"{result.policy_digest} ({result.policy}, rule {result.rule})")
+    exact(console, "nonce", result.nonce)
+    console.print(Text(f"Took {duration(result.seconds)}. --nonce with this nonce draws the same challenge.", "dim"))
+
+
+def verdict_line(result: Report) -> Text:
+    """The verdict in colour, and one sentence why."""
+    why = {
+        Verdict.ACCEPT: f"Every check passed: {_taken_again(result)}, bit for bit.",
+        Verdict.REJECT: clean(result.reason()),
+        Verdict.INCONCLUSIVE: "Neither shown nor refuted. " + clean(result.reason()),
+    }[result.verdict]
+    return Text.assemble((f" {result.verdict} ", f"bold reverse {COLOURS[result.verdict]}"), "  ", why)
+
+
+def _taken_again(result: Report) -> str:
+    total = result.draws.intervals if result.draws else 0
+    if len(result.intervals) == total:
+        return "the recorded training was taken again here and agrees"
+    return f"{len(result.intervals):,} of {total:,} intervals were taken again here and agree"
+
+
+def _steps(steps: list[Step]) -> RenderableType:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(justify="right", style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    for step in steps:
+        table.add_row(str(step.number), step.name, Text(step.status, STYLES[step.status]), _checks(step))
+    return table
+
+
+def _checks(step: Step) -> Text:
+    """The details of a step, one line each; digests whole only where something is wrong with them."""
+    lines = []
+    for check in step.checks:
+        detail = clean(check.detail)
+        passed = check.status == "passed"
+        lines.append(Text(shorten(detail) if passed else detail, "" if passed else STYLES[check.status]))
+    return Text("\n").join(lines)
+
+
+def _intervals(results: list[IntervalResult], draws: Draws, width: int) -> Text:
+    counts = {status: sum(r.status == status for r in results) for status in STYLES}
+    found = ", ".join(f"{count} {status}" for status, count in counts.items() if count) or "none replayed"
+    text = Text(f"{len(results)} of {draws.intervals} replayed: {found}\n" if results else f"{found}\n")
+    text.append_text(_strip(results, draws.intervals, max(width, 10)))
+    bad = [r for r in results if r.status != "passed"]
+    for r in bad[:MAX_LISTED]:
+        text.append(f"\ninterval {r.index} (steps {r.start}–{r.stop}): {clean(r.detail)}", STYLES[r.status])
+    if len(bad) > MAX_LISTED:
+        text.append(f"\nand {len(bad) - MAX_LISTED} more", "dim")
+    return text
+
+
+def _strip(results: list[IntervalResult], total: int, width: int) -> Text:
+    """The run from left to right; a cell of several intervals shows the worst of them, and whether any was replayed."""
+    cells = min(width, total)
+    worst: list[Status | None] = [None] * cells
+    order: list[Status] = ["failed", "unable", "passed", "not run"]
+    for r in results:
+        cell = r.index * cells // total
+        before = worst[cell]
+        worst[cell] = r.status if before is None else min(before, r.status, key=order.index)
+    return Text.assemble(*(("■", STYLES[status]) if status else ("·", "dim") for status in worst))
+
+
+def _draws(draws: Draws) -> str:
+    kinds = {
+        "first, last and resumed": draws.mandatory,
+        "largest updates": draws.top,
+        "uniform": draws.uniform,
+        "size-weighted": draws.weighted,
+    }
+    parts = [f"{len(chosen)} {name}" for name, chosen in kinds.items() if chosen]
+    return f"{plural(len(draws.all()), 'interval')}: {', '.join(parts)} (one may be drawn for several reasons)"
+
+
+def field(console: Console, label: str, value: RenderableType) -> None:
+    """A label, and a value that wraps beside it."""
+    table = Table(box=None, show_header=False, padding=0, pad_edge=False)
+    table.add_column(width=LABEL, style="bold", no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    table.add_row(label, value)
+    console.print(table)
+
+
+def bullets(lines: list[str]) -> RenderableType:
+    """Lines with a dash, wrapped beside it."""
+    table = Table(box=None, show_header=False, padding=0, pad_edge=False)
+    table.add_column(width=2)
+    table.add_column(ratio=1, overflow="fold")
+    for line in lines:
+        table.add_row("-", clean(line))
+    return table
+
+
+def exact(console: Console, label: str, value: str | None) -> None:
+    """A value that is never wrapped, so that it can be copied."""
+    if value is not None:
+        console.print(Text.assemble((f"{label:<{LABEL}}", "dim"), clean(value)), soft_wrap=True)

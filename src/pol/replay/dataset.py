@@ -1,0 +1,89 @@
+"""The dataset as a whole: its leaves on disk, and whether it stays what it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pol.errors import UsageError
+from pol.replay.data import sample_leaf
+from pol.replay.files import writing
+from pol.replay.frame import Arrival
+from pol.replay.state import State
+
+CHECKED = 64
+"""Samples that are compared between two builds. One that differs is found if every sample does, which is what
+randomness in a dataset looks like; 64 cost nothing."""
+
+
+def write_leaves(arrival: Arrival, path: Path, salt_key: bytes, on_sample: Callable[[int], None]) -> None:
+    """Write the leaf hashes of all samples.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    data, count = arrival.loader.data, arrival.loader.samples
+    with writing(path):
+        file = path.open("wb")
+    try:
+        for index in range(count):
+            leaf = sample_leaf(data[index], index, salt_key)
+            with writing(path):
+                file.write(leaf)
+            on_sample(index + 1)
+        with writing(path):
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        with writing(path):
+            file.close()
+
+
+def check_leaves(arrival: Arrival, path: Path, salt_key: bytes) -> None:
+    """Compare some samples with the leaves that an earlier build under another seed wrote.
+
+    Raises:
+        UsageError: the dataset is not the same every time.
+    """
+    data, count = arrival.loader.data, arrival.loader.samples
+    leaves = path.read_bytes()
+    for index in sorted({(count - 1) * i // (CHECKED - 1) for i in range(CHECKED)}):
+        if sample_leaf(data[index], index, salt_key) != leaves[32 * index : 32 * index + 32]:
+            raise UsageError(
+                f"data() is not deterministic: sample {index} is another one each time it is asked for. Draw what is "
+                "random in transform(), which may differ per epoch; data() itself must give the same samples always"
+            )
+
+
+class Untouched:
+    """An observer that notes the samples of a run, to see afterwards whether the program changed them."""
+
+    def __init__(self) -> None:
+        self._leaves: dict[int, bytes] = {}
+
+    def item(self, index: int, item: Any) -> None:
+        """Note a sample."""
+        self._leaves.setdefault(index, sample_leaf(item, index, b""))
+
+    def batch(self, step: int, batch: Any) -> None:
+        """Nothing to note."""
+
+    def closed(
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
+    ) -> None:
+        """Nothing to note."""
+
+    def check(self, data: Any) -> None:
+        """Look at the noted samples again.
+
+        Raises:
+            UsageError: one has changed.
+        """
+        for index, leaf in self._leaves.items():
+            if sample_leaf(data[index], index, b"") != leaf:
+                raise UsageError(
+                    f"the program changes sample {index} of data() in place, so it would be another one in the next "
+                    "epoch; let transform() and collate return new arrays"
+                )

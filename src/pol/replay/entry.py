@@ -1,0 +1,56 @@
+"""A program as one process enters it, as often as it likes."""
+
+from __future__ import annotations
+
+import sys
+
+from pol import canonical
+from pol.declaration import External
+from pol.messages import Program
+from pol.replay import randomness, sources
+from pol.replay import recipe as recipes
+from pol.replay.openings import FileWatch
+from pol.replay.randomness import Streams
+from pol.replay.recipe import Recipe
+
+
+class Entry:
+    """Makes the recipe of a program, each time as in a fresh process.
+
+    Generators carry the init stream from before the recipe is imported. It is imported once: entered again, the
+    program finds the generators as its import left them.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.streams = Streams(bytes.fromhex(program.seed))
+        self.sources = sources.local_sources(program.reference)
+        for name in self.sources:  # of an earlier job in this process; our own modules draw nothing at import
+            if not name.startswith("pol."):
+                sys.modules.pop(name, None)
+        self._imported = set(sys.modules)
+        self._watch = FileWatch()
+        self._recipe: type[Recipe] | None = None
+
+    def make(self) -> Recipe:
+        """The recipe, newly made."""
+        if self._recipe is None:
+            self.streams.init()
+            self._watch.start()
+            self._recipe = recipes.load(self.program.reference)
+            self._after_import = randomness.save()
+            self._read_by_import = self._watch.seen()
+        else:
+            randomness.load(self._after_import)
+            self._watch.start(self._read_by_import)
+        made = recipes.make(self._recipe, self.program.configuration)
+        self.configuration = {key: canonical.tag(value, key) for key, value in made.configuration.items()}
+        return made
+
+    def external(self) -> list[External]:
+        """The files that import and build have read."""
+        return self._watch.stop()
+
+    def undeclared(self) -> list[str]:
+        """Local modules that were imported in a way that the sources do not show."""
+        return sources.undeclared_modules(self.program.reference, self.sources, self._imported)

@@ -1,0 +1,37 @@
+"""Writing to our own disk, so that a full one is told apart from a failing program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from pol.errors import StoreError
+from pol.replay.state import State
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns the errors of the disk into a ``StoreError``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors wraps what the disk says
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StoreError(f"{path}: cannot write: {reason}. What is written can be resumed") from None
+
+
+def save_atomically(state: State, path: Path) -> None:
+    """Write a checkpoint so that its name never holds half of one.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    temporary = path.with_suffix(".tmp")
+    with writing(path):
+        state.save(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)

@@ -1,0 +1,419 @@
+"""Every attack is rejected, by the step that should; with that check off, the next one that can catch it does."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from safetensors.torch import load_file
+
+import pol.prover
+import pol.verifier
+from factory import EVERY, RECIPE, STEPS, check, factory
+from pol.attacks.attack import Attack
+from pol.attacks.registry import FAMILIES, REGISTRY
+from pol.errors import UsageError
+from pol.profile import Profile
+from pol.proof.genesis import Genesis, Spec
+from pol.proof.policy import Challenge, Policy
+from pol.proof.report import Verdict
+from pol.replay.inprocess import InProcess
+from pol.verifier import authenticate, bind, replayed, shape
+from pol.verifier.case import passed
+
+# -- switching checks off ---------------------------------------------------------------------------------------
+
+
+class LenientSpec(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    steps: int
+
+
+class LenientGenesis(Genesis, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    spec: LenientSpec
+
+
+def dropped(group, function):
+    def switch(patch):
+        kept = tuple(f for f in getattr(pol.verifier, group) if f.__name__ != function.__name__)
+        assert len(kept) == len(getattr(pol.verifier, group)) - 1
+        patch.setattr(pol.verifier, group, kept)
+
+    return switch
+
+
+def passing(function):
+    """A check of steps 5 to 7 that always passes."""
+
+    def switch(patch):
+        name = function.__name__
+        patch.setattr(replayed, name, lambda *_: iter([passed(name, "switched off")]))
+
+    return switch
+
+
+def unaudited(*indices):
+    """The replay gives other values for these intervals, and nobody looks."""
+
+    def switch(patch):
+        compare = replayed._Replay._compare
+
+        def blind(self, found, samples):
+            index = found.start // EVERY
+            if index in indices:
+                self._case.intervals.append(replayed._result(self._case, index, "passed", "switched off"))
+            else:
+                compare(self, found, samples)
+
+        patch.setattr(replayed._Replay, "_compare", blind)
+
+    return switch
+
+
+OFF = {
+    "steps is positive": lambda patch: patch.setattr(authenticate, "Genesis", LenientGenesis),
+    "signatures": dropped("AUTHENTICATE", authenticate.signatures),
+    "files": dropped("BIND", bind.files),
+    "chain": dropped("BIND", bind.chain),
+    "states": dropped("BIND", bind.states),
+    "released model": dropped("BIND", bind.released_model),
+    "arithmetic": dropped("SHAPE", shape.arithmetic),
+    "cover": dropped("SHAPE", shape.cover),
+    "kept states": dropped("SHAPE", shape.kept_states),
+    "finite": lambda patch: patch.setattr(shape, "_scan", lambda *_: set()),
+    "origin": passing(replayed.origin),
+    "audit": passing(replayed.audit),
+    "samples": lambda patch: patch.setattr(replayed._Replay, "_wrong_sample", lambda *_: None),
+    "measured": dropped("SHAPE", shape.measured),
+    "audit of 0": unaudited(0),
+    "audit of 1": unaudited(1),
+    "audit of 2": unaudited(2),
+    "audit of 3": unaudited(3),
+    "audit of 4": unaudited(4),
+}
+
+# -- what catches what ------------------------------------------------------------------------------------------
+
+REPLAY_ONLY = "all bytes agree with one another: only taking the steps again shows that nobody took them"
+HONEST_PROOF = "the proof itself is honest"
+BROKEN = None  # what is left of the verifier relies on the checks that are off
+
+# For each attack: the step that catches it, a word of its reason, and the check to switch off before the next line;
+# at last, why nothing else can catch it, so that the verdict is ACCEPT.
+CASES = {
+    "edited-checkpoint": [
+        (3, "000000000006.safetensors: not the bytes that were attested", "files"),
+        (3, "not the state that the log records after 6 steps", "states"),
+        (7, "the checkpoint after 6 steps loads as another state", "audit"),
+        REPLAY_ONLY,
+    ],
+    "edited-checkpoint-attested": [
+        (3, "not the state that the log records after 6 steps", "states"),
+        (7, "the checkpoint after 6 steps loads as another state", "audit"),
+        REPLAY_ONLY,
+    ],
+    "edited-checkpoint-sealed": [
+        (7, "First: interval 1 (steps 3–6): taking the steps again gives other values for the end state", "audit of 1"),
+        (7, "First: interval 2 (steps 6–9)", "audit of 2"),
+        REPLAY_ONLY,
+    ],
+    "swapped-checkpoints": [
+        (7, "First: interval 1 (steps 3–6)", "audit of 1"),
+        (7, "First: interval 2 (steps 6–9)", "audit of 2"),
+        (7, "First: interval 3 (steps 9–12)", "audit of 3"),
+        REPLAY_ONLY,
+    ],
+    "swapped-records": [
+        (4, "they must cover every step once", "cover"),
+        (7, "interval 1 (steps 6–9): taking the steps again gives other values for start and stop", "audit"),
+        REPLAY_ONLY,
+    ],
+    "swapped-buffers": [
+        (7, "1 of 5 replayed intervals failed. First: interval 4 (steps 12–14)", "audit of 4"),
+        REPLAY_ONLY,
+    ],
+    "swapped-final": [
+        (7, "1 of 5 replayed intervals failed. First: interval 4 (steps 12–14)", "audit of 4"),
+        REPLAY_ONLY,
+    ],
+    "swapped-release": [
+        (3, "4.weight differs: not the model that was trained", "released model"),
+        HONEST_PROOF,
+    ],
+    "unlogged-tail": [
+        (3, "not the state that the log records after 14 steps", "states"),
+        (4, "the log has 4 intervals, the spec says 5", "cover"),
+        BROKEN,
+    ],
+    "dropped-tail": [
+        (4, "the log has 4 intervals, the spec says 5", "cover"),
+        (4, "checkpoints [0, 3, 6, 9, 12] are kept", "kept states"),
+        "every step that is left is honest",
+    ],
+    "shortened-spec": [
+        (4, "the spec names 12 steps, but its epochs and batches make 14", "arithmetic"),
+        (5, "the first state does not follow from the seed", "origin"),
+        (7, "4 of 4 replayed intervals failed", "audit"),
+        REPLAY_ONLY,
+    ],
+    "first-momentum": [
+        (4, "000000000000.safetensors: other names, dtypes or shapes than the genesis declares", "kept states"),
+        (5, "the first state does not follow from the seed", "origin"),
+        (7, "interval 0 (steps 0–3)", "audit of 0"),
+        REPLAY_ONLY,
+    ],
+    "later-momentum": [
+        (7, "1 of 5 replayed intervals failed. First: interval 3 (steps 9–12)", "audit of 3"),
+        REPLAY_ONLY,
+    ],
+    "state-rate": [
+        (7, "interval 2 (steps 6–9): taking the steps again gives other values for the end state", "audit of 2"),
+        (7, "the state holds hyperparameters that were declared static", "audit"),
+        REPLAY_ONLY,
+    ],
+    "schedule-count": [
+        (7, "First: interval 2 (steps 6–9): taking the steps again gives other values for schedules", "audit of 2"),
+        REPLAY_ONLY,
+    ],
+    "configured-rate": [(7, "5 of 5 replayed intervals failed", "audit"), REPLAY_ONLY],
+    "declared-rate": [
+        (5, "hyperparameters.initial_lr.float: 1.0 became 0.1", "origin"),
+        (7, "the program declared something else than before", "audit"),
+        REPLAY_ONLY,
+    ],
+    "interpolation": [(7, "5 of 5 replayed intervals failed", "audit"), REPLAY_ONLY],
+    "nan-bridge": [
+        (4, "holds NaN", "finite"),
+        (7, "5 of 5 replayed intervals failed", "audit"),
+        REPLAY_ONLY,
+    ],
+    "no-intervals": [
+        (3, "another last state than log.jsonl", "chain"),
+        (4, "the log has 0 intervals, the spec says 5", "cover"),
+        (4, "checkpoints [0] are kept, the spec says [0, 3, 6, 9, 12, 14]", "kept states"),
+        (4, "there is no interval", "measured"),
+        BROKEN,
+    ],
+    "no-checkpoints": [
+        (3, "the proof has no checkpoint", "states"),
+        (4, "checkpoints [] are kept, the spec says [0, 3, 6, 9, 12, 14]", "kept states"),
+        BROKEN,
+    ],
+    "signed-again": [
+        (5, "the first state does not follow from the seed", "origin"),
+        (7, "other values for the end state and the batches", "audit"),
+        REPLAY_ONLY,
+    ],
+    "attested-again": [
+        (1, "attestation.json is signed by key", "signatures"),
+        HONEST_PROOF,
+    ],
+    "stolen-start": [
+        (5, "the first state does not follow from the seed", "origin"),
+        (7, "interval 0 (steps 0–3): taking the steps again gives other values for the end state", "audit of 0"),
+        REPLAY_ONLY,
+    ],
+    "zero-steps": [
+        (2, "Expected `int` >= 1 - at `$.spec.steps`", "steps is positive"),
+        (3, "another last state than log.jsonl", "chain"),
+        (4, "the spec names 0 steps, but its epochs and batches make 14", "arithmetic"),
+        (4, "there is no interval", "measured"),
+        BROKEN,
+    ],
+    "other-order": [(7, "other values for the end state and the batches", "audit"), REPLAY_ONLY],
+    "other-indices": [(7, "taking the steps again gives other values for the batches", "audit"), REPLAY_ONLY],
+    "flipped-labels": [(7, "other values for the end state and the loss", "audit"), REPLAY_ONLY],
+    "flipped-labels-committed": [
+        (7, "step 0 used samples that are not the committed ones", "samples"),
+        (7, "other values for the end state and the batches", "audit"),
+        REPLAY_ONLY,
+    ],
+    "swapped-leaves": [
+        (3, "dataset.bin does not have the root that genesis.json names", "chain"),
+        (7, "step 0 used samples that are not the committed ones", "samples"),
+        HONEST_PROOF,
+    ],
+}  # fmt: skip
+LAYERS = [(name, number) for name, layers in CASES.items() for number in range(len(layers) - 1)]
+
+
+def judge(name, keep=1):
+    forgery = factory().forgery(name, keep)
+    return check(forgery.path, model=forgery.model)
+
+
+def test_every_attack_has_a_case():
+    assert set(CASES) == set(REGISTRY)
+    assert len(REGISTRY) == sum(len(family.ATTACKS) for family in FAMILIES) >= 30
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_honest_proof_is_accepted(keep):
+    report = check(factory().proof(keep))
+    assert (report.verdict, report.caught_by, report.reason()) == (Verdict.ACCEPT, None, "")
+    assert len(report.intervals) == -(-STEPS // EVERY)
+
+
+@pytest.mark.parametrize(("name", "number"), LAYERS, ids=[f"{name}-{number}" for name, number in LAYERS])
+def test_a_forgery_is_caught_where_expected(monkeypatch, name, number):
+    for _, _, off in CASES[name][:number]:
+        OFF[off](monkeypatch)
+    step, words, _ = CASES[name][number]
+    report = judge(name)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, step), report.reason()
+    assert words in report.reason()
+
+
+UNSEEN = [name for name, layers in CASES.items() if layers[-1] is not BROKEN]
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_without_all_these_checks_nothing_else_catches_it(monkeypatch, name):
+    *layers, why = CASES[name]
+    for _, _, off in layers:
+        OFF[off](monkeypatch)
+    report = judge(name)
+    assert report.verdict is Verdict.ACCEPT, (report.reason(), why)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_a_forgery_with_seldom_kept_checkpoints_is_caught_by_the_same_step(name):
+    report = judge(name, keep=2)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, CASES[name][0][0]), report.reason()
+
+
+# -- the tools of the forgers make honest proofs, if nobody lies ------------------------------------------------
+
+
+def forge(tmp_path, make, forger="thief"):
+    attack = Attack("test", "a test", forger, make)
+    return attack.forge(factory().proof(), tmp_path / "out", factory().keys[forger], RECIPE, InProcess())
+
+
+def reseal(workshop, out):
+    workshop.open().seal(out, workshop.key)
+
+
+def train(workshop, out):
+    forger = workshop.begin()
+    workshop.pretend(forger)  # overwritten by what is really taken
+    workshop.train(forger)
+    workshop.train(forger, start=6)
+    forger.seal(out, workshop.key)
+
+
+def record(workshop, out):
+    workshop.record().seal(out, workshop.key)
+
+
+@pytest.mark.parametrize(
+    ("make", "forger", "gradients"), [(reseal, "prover", 0), (train, "thief", 6 + 14 + 8), (record, "thief", 6 + 14)]
+)
+def test_without_a_lie_the_forgers_proof_is_accepted(tmp_path, make, forger, gradients):
+    forgery = forge(tmp_path, make, forger)
+    report = check(forgery.path)
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+    assert report.claimant == factory().keys[forger].fingerprint
+    assert forgery.cost.gradients == gradients
+    assert forgery.cost.bytes == sum(path.stat().st_size for path in forgery.path.rglob("*") if path.is_file())
+    assert forgery.cost.seconds > 0
+
+
+def test_resealing_changes_no_byte_but_the_signature(tmp_path):
+    forgery = forge(tmp_path, reseal, "prover")
+    for path in factory().proof().rglob("*"):
+        if path.is_file() and path.name != "attestation.json":
+            assert (forgery.path / path.relative_to(factory().proof())).read_bytes() == path.read_bytes()
+
+
+def weights(proof, step=STEPS):
+    found = load_file(proof / "checkpoints" / f"{step:012d}.safetensors")
+    return {key: tensor for key, tensor in found.items() if key.startswith("parameter/")}
+
+
+def distance(a, b):
+    return sum(float((a[key] - b[key]).square().sum()) for key in a) ** 0.5
+
+
+def test_injected_momentum_ends_at_the_stolen_weights():
+    stolen = weights(factory().proof())
+    thrown = weights(factory().forgery("later-momentum").path)
+    start = weights(factory().forgery("later-momentum").path, 12)
+    assert distance(thrown, stolen) < 1e-3 * distance(start, stolen)
+    thrown = weights(factory().forgery("first-momentum").path)
+    start = weights(factory().forgery("first-momentum").path, 0)
+    assert distance(thrown, stolen) < 0.6 * distance(start, stolen)  # one shot, bent by the gradients on its way
+
+
+@pytest.mark.parametrize("name", ["interpolation", "nan-bridge", "no-checkpoints"])
+def test_bridges_cost_no_training(name):
+    assert factory().forgery(name).cost.gradients == 6  # the control run of a genesis, twice
+    if name != "no-checkpoints":
+        stolen = weights(factory().proof())
+        assert distance(weights(factory().forgery(name).path), stolen) == 0
+
+
+# -- lies about the platform ------------------------------------------------------------------------------------
+
+
+def false_control(workshop, out):
+    forger = workshop.begin()
+    control = msgspec.structs.replace(forger.genesis.control, root=forger.states[0].root())
+    forger.genesis = msgspec.structs.replace(forger.genesis, control=control)
+    workshop.first_state(forger)
+    workshop.train(forger)
+    forger.states[STEPS] = workshop.stolen()
+    forger.seal(out, workshop.key)
+
+
+def test_a_false_control_run_hides_no_lie_but_blurs_it(tmp_path):
+    """Who lies about the platform cannot be told from who had another one: INCONCLUSIVE, never ACCEPT."""
+    report = check(forge(tmp_path, false_control).path)
+    assert (report.verdict, report.caught_by) == (Verdict.INCONCLUSIVE, None)
+    assert "1 of 5 replayed intervals unable" in report.reason()
+    assert "This machine does not give the recorded profile" in report.reason()
+
+
+# -- few draws --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["swapped-final", "swapped-buffers", "later-momentum"])
+def test_the_least_challenge_still_meets_lies_at_the_end(name):
+    """The last window is always replayed, with the interval before it."""
+    least = Policy(challenge=Challenge(strategy="uniform", uniform=0))
+    report = check(factory().forgery(name).path, policy=least)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7)
+    assert set(report.draws.all()) < set(range(report.draws.intervals))
+
+
+def test_the_least_challenge_can_miss_one_lie_in_the_middle_and_says_so(tmp_path):
+    def lie(workshop, out):
+        forger = workshop.record()
+        forger.replace(2, loss="0.5")  # a lie in one record, steps 6 to 9, and in nothing that others start from
+        forger.seal(out, workshop.key)
+
+    forgery = forge(tmp_path, lie)
+    least = Policy(challenge=Challenge(strategy="uniform", uniform=0))
+    report = check(forgery.path, policy=least)
+    assert report.verdict is Verdict.ACCEPT
+    assert "the share that is forged is not bounded" in report.confidence
+    report = check(forgery.path)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7)
+    assert "First: interval 2 (steps 6–9): taking the steps again gives other values for the loss" in report.reason()
+
+
+# -- attacks that do not apply ----------------------------------------------------------------------------------
+
+
+def test_an_attack_that_does_not_apply_says_so(tmp_path):
+    plain = f"{Path(__file__).parent / 'linear.py'}:Linear"
+    out = tmp_path / "plain"
+    options = {"settings": {"num_epochs": 1}, "profile": Profile(threads=1), "executor": InProcess()}
+    pol.prover.record(plain, out, key=factory().keys["prover"], every=1000, **options)  # no checkpoint in the middle
+    refused = {}
+    for name, attack in REGISTRY.items():
+        try:
+            attack.forge(out, tmp_path / name, factory().keys[attack.forger], plain, InProcess())
+        except UsageError as error:
+            refused[name] = str(error)
+    assert refused
+    assert all(reason.startswith("this attack needs ") for reason in refused.values()), refused
+    assert len(refused) < len(REGISTRY)

@@ -1,0 +1,255 @@
+"""What docs/proof-format.md says, written down a second time, without this package and without torch.
+
+It reads a proof directory with the standard library, blake3 and numpy, and finds everything that
+``expected.json`` lists. It checks no signature and refuses nothing: that is the verifier's work.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+
+import numpy as np
+import toy_data
+from blake3 import blake3
+
+
+def frame(*parts):
+    """Length-prefixed concatenation."""
+    encoded = [part.encode() if isinstance(part, str) else part for part in parts]
+    return b"".join(len(part).to_bytes(8, "big") + part for part in encoded)
+
+
+def u64(*numbers):
+    """Big-endian u64s."""
+    return b"".join(number.to_bytes(8, "big") for number in numbers)
+
+
+def sha(data):
+    """A written SHA-256."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def raw(digest):
+    """The bytes of a written digest."""
+    return bytes.fromhex(digest.split(":")[1])
+
+
+def canonical(value):
+    """RFC 8785, for values that hold ASCII keys and integers only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def leaf(data):
+    """RFC 9162 leaf hash."""
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def merkle(leaves):
+    """RFC 9162 tree, by its recursive definition."""
+    if len(leaves) == 0:
+        return hashlib.sha256().digest()
+    if len(leaves) == 1:
+        return leaves[0]
+    k = 1
+    while 2 * k < len(leaves):
+        k *= 2
+    return hashlib.sha256(b"\x01" + merkle(leaves[:k]) + merkle(leaves[k:])).digest()
+
+
+def root(leaves):
+    """A root as it stands in JSON."""
+    return {"digest": "sha256:" + merkle(leaves).hex(), "size": len(leaves)}
+
+
+def extract(salt, material):
+    """HKDF-Extract (RFC 5869)."""
+    return hmac.digest(salt, material, "sha256")
+
+
+def expand(key, info):
+    """The first 32 bytes of HKDF-Expand."""
+    return hmac.digest(key, info + b"\x01", "sha256")
+
+
+def permutation(key, size):
+    """0 … size-1, sorted by (word, index)."""
+    words = blake3(b"", key=key).digest(length=8 * size)
+    return sorted(range(size), key=lambda i: (int.from_bytes(words[8 * i : 8 * i + 8], "little"), i))
+
+
+def state_root(data):
+    """State root of a safetensors file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    leaves = []
+    for key, slot in json.loads(data[8:end]).items():
+        kind, _, name = key.partition("/")
+        begin, stop = slot["data_offsets"]
+        content = blake3(data[end + begin : end + stop]).digest()
+        parts = kind, name, slot["dtype"], u64(*slot["shape"]), content
+        leaves.append((kind.encode(), name.encode(), leaf(frame("pol/v1/state-entry", *parts))))
+    leaves.sort()
+    return {
+        "state": root([hashed for _, _, hashed in leaves]),
+        "weights": root([hashed for kind, _, hashed in leaves if kind in (b"parameter", b"buffer")]),
+    }
+
+
+def field(value):
+    """(type, shape, bytes) of a field of a sample or batch."""
+    if isinstance(value, np.ndarray):
+        name = {"int16": "I16", "int64": "I64"}[value.dtype.name]
+        return (
+            name.encode(),
+            u64(*value.shape),
+            np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<")).tobytes(),
+        )
+    return type(value).__name__.encode(), b"", (value if isinstance(value, str) else repr(value)).encode()
+
+
+def sample_leaf(item, index, salt_key):
+    """Leaf of a flat sample in the dataset tree."""
+    salt = hmac.digest(salt_key, u64(index), "sha256")
+    fields = b"".join(frame(name, *field(item[name])) for name in sorted(item))
+    return leaf(frame("pol/v1/sample", u64(index), salt, fields))
+
+
+class Streams:
+    """Named random bytes."""
+
+    def __init__(self, seed):
+        self.key = expand(seed, b"pol/v1/stream")
+
+    def draw(self, length, name, *numbers):
+        return blake3(frame(name, *(u64(number) for number in numbers)), key=self.key).digest(length=length)
+
+
+def batch_digest(samples, orders, streams, key, steps, size):
+    """Digest of the batches of the steps given, for the toy recipe."""
+    hasher = blake3(key=key)
+    per_epoch = -(-len(samples) // size)
+    for step in steps:
+        epoch, batch = divmod(step, per_epoch)
+        items = []
+        for position, index in list(enumerate(orders[epoch]))[batch * size : (batch + 1) * size]:
+            words = np.frombuffer(streams.draw(16, "transform", epoch, position, index), dtype="<u8")
+            items.append(toy_data.shifted(samples[index], np.random.Generator(np.random.Philox(key=words))))
+        hasher.update(frame("pol/v1/batch", u64(step)))
+        for name in sorted(items[0]):
+            kind, shape, data = field(np.stack([np.asarray(item[name]) for item in items]))
+            hasher.update(frame(name, kind, shape, u64(len(data))))
+            hasher.update(data)
+    return "blake3:" + hasher.hexdigest()
+
+
+def whole(window):
+    """A window and the interval before it."""
+    return range(max(window[0] - 1, 0), window[1] + 1)
+
+
+def draws(attestation, nonce, windows, resumed, policy):
+    """The challenge of the default strategy, for more intervals than are all replayed."""
+    count = windows[-1][1] + 1
+    key = expand(extract(b"pol/v1/challenge", raw(attestation) + nonce), b"")
+    kinds = sorted({kind for window in windows for kind in window[2]})
+    mandatory = {*whole(windows[0]), *whole(windows[-1])}
+    mandatory |= {i for r in resumed for i in (r - 1, r) if 0 <= i < count}
+    strata, top = min(20, len(windows)), set()
+    for s in range(strata):
+        stratum = windows[len(windows) * s // strata : len(windows) * (s + 1) // strata]
+        for kind in kinds:
+            ranked = sorted(stratum, key=lambda window: (-window[2].get(kind, 0.0), window[0]))
+            top |= {i for window in ranked[: policy["top"]] for i in whole(window)}
+    weighted = set()
+    words = blake3(b"", key=expand(key, b"weighted")).digest(length=8 * policy["weighted"])
+    for number in range(policy["weighted"]):
+        point = int.from_bytes(words[8 * number : 8 * number + 8], "little") / 2**64
+        sizes = [window[2].get(kinds[number % len(kinds)], 0.0) for window in windows]
+        shares = [min(size / sum(sizes), 1 / 20) for size in sizes]
+        rest = (1 - sum(shares)) / len(shares)
+        chosen = windows[-1]
+        for window, share in zip(windows, shares, strict=True):
+            point -= share + rest
+            if point < 0:
+                chosen = window
+                break
+        weighted |= set(whole(chosen))
+    return {
+        "intervals": count,
+        "mandatory": sorted(mandatory),
+        "top": sorted(top),
+        "uniform": permutation(expand(key, b"uniform"), count)[: policy["uniform"]],
+        "weighted": sorted(weighted),
+    }
+
+
+def payload(path):
+    """The payload of an envelope."""
+    return base64.b64decode(json.loads(path.read_bytes())["payload"])
+
+
+def facts(proof, nonce, windows, resumed, policy):
+    """Everything that ``expected.json`` lists of a proof of the toy recipe."""
+    first, second = payload(proof / "genesis.json"), payload(proof / "attestation.json")
+    genesis, statement = json.loads(first), json.loads(second)
+    assert canonical(genesis) == first
+    assert canonical(statement) == second
+    predicate, declaration = statement["predicate"], genesis["spec"]["declaration"]
+    r = bytes.fromhex(json.loads((proof / "secret.json").read_bytes())["r"])
+    assert genesis["secret"] == sha(frame("pol/v1/secret", r))
+    pem = "".join(genesis["claimant"].splitlines()[1:-1])
+    sources = genesis["recipe"]["sources"]
+    names = [part for name in sorted(sources) for part in (name, sources[name])]
+    seed = expand(
+        extract(
+            b"pol/v1/seed",
+            raw(sha(first)) + hashlib.sha256(bytes.fromhex(predicate["beacon"]["value"])).digest() + r,
+        ),
+        b"",
+    )
+    count, size = declaration["samples"], declaration["batch_size"]
+    orders = [permutation(expand(seed, b"pol/v1/order" + u64(e)), count) for e in range(declaration["epochs"])]
+    lines = (proof / "log.jsonl").read_bytes()[:-1].split(b"\n")
+    records = [json.loads(line) for line in lines]
+    samples, streams = toy_data.samples(), Streams(seed)
+    leaves = [sample_leaf(item, index, expand(r, b"salt")) for index, item in enumerate(samples)]
+    assert b"".join(leaves) == (proof / "dataset.bin").read_bytes()
+    states = {path.name: state_root(path.read_bytes()) for path in sorted((proof / "checkpoints").iterdir())}
+    batches = [
+        batch_digest(samples, orders, streams, expand(r, b"batch"), range(record["start"], record["stop"]), size)
+        for record in records[1:]
+    ]
+    assert batches == [record["batches"] for record in records[1:]]
+    return {
+        "genesis": sha(first),
+        "attestation": sha(second),
+        "claimant": sha(base64.b64decode(pem)),
+        "recipe": sha(frame("pol/v1/recipe", *names)),
+        "sources": sources,
+        "control": genesis["control"],
+        "dataset": root(leaves),
+        "log": root([leaf(frame("pol/v1/log", line)) for line in lines]),
+        "origin": next(iter(states.values())),
+        "final": list(states.values())[-1],
+        "checkpoints": {name: found["state"]["digest"] for name, found in states.items()},
+        "batches": batches,
+        "beacon": predicate["beacon"]["value"],
+        "secret": r.hex(),
+        "seed": seed.hex(),
+        "orders": orders,
+        "leaves": [leaves[i].hex() for i in (0, 29)],
+        "streams": {
+            "init": streams.draw(16, "init").hex(),
+            "step 5": streams.draw(16, "step", 5).hex(),
+            "sample 1 9 21": streams.draw(16, "sample", 1, 9, 21).hex(),
+            "transform 0 0": streams.draw(16, "transform", 0, 0, orders[0][0]).hex(),
+            "collate 1 3": streams.draw(16, "collate", 1, 3).hex(),
+        },
+        "challenge": {
+            "nonce": nonce.hex(),
+            "windows": windows,
+            "resumed": resumed,
+            "policy": policy,
+            "draws": draws(sha(second), nonce, windows, resumed, policy),
+        },
+    }
