@@ -19,12 +19,13 @@ from pol.keys import SigningKey
 from pol.messages import EventType, JobType, Train
 from pol.profile import Profile
 from pol.prover import record
-from pol.replay import jobs
+from pol.replay import writer
 from pol.replay.data import BatchHasher, Loader
 from pol.replay.inprocess import InProcess
 from pol.replay.parts import Parts
 from pol.replay.randomness import Streams
 from pol.replay.state import State
+from pol.replay.writer import Writer
 from pol.unfinished import Unfinished
 
 PARTS: dict[str, tuple[Any, str]] = {
@@ -35,7 +36,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     "take the state": (Parts, "capture"),
     "finite check": (State, "check_finite"),
     "state root": (State, "root"),
-    "write and sync": (jobs, "save_atomically"),
+    "hand over to the writing thread": (Writer, "add"),
+    "write and sync (other thread)": (writer, "save_atomically"),
     "log and file hash (other process)": (Unfinished, "append"),
 }
 """Name of a part, and the function that does it."""

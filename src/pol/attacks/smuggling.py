@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -32,25 +33,42 @@ def first_momentum(workshop: Workshop, out: Path) -> None:
 def later_momentum(workshop: Workshop, out: Path) -> None:
     """An honest run; momentum in its last but one checkpoint makes the last window end at the stolen weights."""
     forger = workshop.record()
-    _aim(workshop, forger, forger.kept[-2], shots=4)
+    _aim(workshop, forger, forger.kept[-2], shots=6)
     forger.seal(out, workshop.key)
 
 
 def _aim(workshop: Workshop, forger: Forger, step: int, shots: int) -> None:
     """Choose momentum at ``step`` so that honest steps from there end at the stolen weights, and take them.
 
-    Each shot corrects for the gradients that the one before met on its way.
+    Each shot corrects for the gradients that the one before met on its way; a correction that ends farther away
+    is taken back and tried by half.
     """
-    stolen = workshop.stolen().tensors
     start, reach = forger.states[step].tensors, _reach(workshop, forger, step)
     for name in reach:
         start.setdefault(_slot(name), torch.zeros_like(start[f"parameter/{name}"]))
-    for _ in range(shots):
-        end = forger.states[forger.steps].tensors
-        for name, weight in reach.items():
-            missed = end[f"parameter/{name}"] - stolen[f"parameter/{name}"]
-            start[_slot(name)] = start[_slot(name)] + missed / weight
+    aim = {name: start[_slot(name)] for name in reach}
+    missed, share = _missed(workshop, forger, reach), 1.0
+    for shot in range(shots):
+        start |= {_slot(name): aim[name] + share * missed[name] / weight for name, weight in reach.items()}
         workshop.train(forger, step)
+        found = _missed(workshop, forger, reach)
+        if shot == 0 or _norm(found) < _norm(missed):
+            aim, missed, share = {name: start[_slot(name)] for name in reach}, found, 1.0
+        else:
+            share /= 2
+    if any(start[_slot(name)] is not aim[name] for name in reach):  # the last shot was not the best
+        start |= {_slot(name): aim[name] for name in reach}
+        workshop.train(forger, step)
+
+
+def _missed(workshop: Workshop, forger: Forger, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """From the stolen weights to where the run ends."""
+    end, stolen = forger.states[forger.steps].tensors, workshop.stolen().tensors
+    return {name: end[f"parameter/{name}"] - stolen[f"parameter/{name}"] for name in names}
+
+
+def _norm(tensors: dict[str, torch.Tensor]) -> float:
+    return sum(float(tensor.square().sum()) for tensor in tensors.values())
 
 
 def _slot(name: str) -> str:

@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes leave half of 80 columns for the text
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 ACCEPT or done, 1 REJECT, 2 INCONCLUSIVE, 3 usage or tool error, 130 interrupted.",
 )
@@ -48,11 +49,11 @@ def _root(
     pass
 
 
-app.command("demo")(story.demo)
+app.command("demo", short_help="The whole story on real data, in a minute.")(story.demo)
 app.command("keygen")(proving.keygen)
 app.command("record")(proving.record)
-app.command("verify")(verifying.verify)
-app.command("inspect")(verifying.inspect)
+app.command("verify", short_help="Verify a proof; the exit code is the verdict.")(verifying.verify)
+app.command("inspect", short_help="Show what a proof says, unchecked; needs no torch.")(verifying.inspect)
 
 USAGE_ERROR: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 """The base of the CLI library's errors, which newer versions of typer no longer take from a public package."""
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except output.Interrupted as error:
         return _problem(str(error), "Interrupted", as_json, INTERRUPTED)
     except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return TOOL_ERROR
         return _problem(_usage(error), "UsageError", as_json, TOOL_ERROR)
     except PolError as error:
         return _problem(str(error), type(error).__name__, as_json, TOOL_ERROR)
@@ -85,16 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _problem(message: str, kind: str, as_json: bool, code: int) -> int:
-    if message:
-        output.problem(message, kind, as_json=as_json)
+    output.problem(message, kind, as_json=as_json)
     return code
 
 
 def _usage(error: Any) -> str:
-    """The message of a usage error, with the command whose help says more; empty where the help was shown already."""
+    """The message of a usage error, with the command whose help says more."""
     context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return ""
     where = context.command_path if context is not None else "pol"
     return f"{error.format_message()} (see `{where} --help`)"
 

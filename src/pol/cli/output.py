@@ -81,10 +81,14 @@ def settings(pairs: list[str] | None) -> dict[str, Any] | None:
 
 def _scalar(text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
     except ValueError:
         return text
     return value if value is None or isinstance(value, bool | int | float | str) else text
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def hex32(text: str | None, option: str) -> bytes | None:

@@ -27,7 +27,7 @@ def default_key_path() -> Path:
 
 def keygen(
     path: Annotated[
-        Path | None, typer.Argument(help="Where to write it [default: key.pem in your configuration directory].")
+        Path | None, typer.Argument(help="Where to write it.", show_default="key.pem in your configuration directory")
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -48,13 +48,18 @@ def keygen(
 
 def record(
     recipe: Annotated[str, typer.Argument(help="path/to/file.py:Name or package.module:Name", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The proof directory to write.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="The proof directory to write.", show_default=False)
+    ],
     every: Annotated[
-        int | None, typer.Option("--every", min=1, help="k: steps of an interval.", show_default=str(EVERY))
+        int | None,
+        typer.Option("--every", metavar="K", min=1, help="k: steps of an interval.", show_default=str(EVERY)),
     ] = None,
     keep: Annotated[
         int | None,
-        typer.Option("--keep", min=1, help="K: keep the state after every K-th interval.", show_default=str(KEEP)),
+        typer.Option(
+            "--keep", metavar="K", min=1, help="K: keep the state after every K-th interval.", show_default=str(KEEP)
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -62,10 +67,15 @@ def record(
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option("--key", help="Private key that signs [default: your own, made at the first use]."),
+        typer.Option(
+            "--key", metavar="FILE", help="Private key that signs.", show_default="your own, made at the first use"
+        ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, max=1024, help="Threads of the training [default: one per core].")
+        int | None,
+        typer.Option(
+            "--threads", metavar="N", min=1, max=1024, help="Threads of the training.", show_default="one per core"
+        ),
     ] = None,
     beacon: Annotated[
         str | None,

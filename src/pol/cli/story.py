@@ -16,7 +16,10 @@ from pol.errors import UsageError
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Keep all files here: a new folder [default: keep nothing].")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Keep all files here: a new folder.", show_default="keep nothing"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -29,7 +32,7 @@ def demo(
 
     if out is not None and out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty: give a new folder")
-    with tempfile.TemporaryDirectory(prefix="pol-demo-") as temporary, progress() as tell:
+    with tempfile.TemporaryDirectory(prefix="pol-demo-", ignore_cleanup_errors=True) as temporary, progress() as tell:
         say = (lambda _: None) if as_json else (lambda text: output.show(lambda console: shown.line(console, text)))
         outcome = told.run(out or Path(temporary), say=say, progress=tell, kept=out is not None)
     if as_json:

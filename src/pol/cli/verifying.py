@@ -35,38 +35,54 @@ def verify(
     ] = None,
     key: Annotated[
         list[str] | None,
-        typer.Option("--key", help="A prover whom you trust: fingerprint, or key file; repeat for more."),
+        typer.Option(
+            "--key", metavar="KEY", help="A prover whom you trust: fingerprint, or key file; repeat for more."
+        ),
     ] = None,
     beacon: Annotated[
         str | None, typer.Option("--beacon", metavar="HEX", help="The 32 bytes that you gave for this genesis.")
     ] = None,
     nonce: Annotated[
         str | None,
-        typer.Option("--nonce", metavar="HEX", help="Draw the challenge of an earlier verification [default: fresh]."),
+        typer.Option(
+            "--nonce", metavar="HEX", help="Draw the challenge of an earlier verification.", show_default="fresh"
+        ),
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("--model", help="The released model (safetensors): must be the last state's weights.")
+        Path | None,
+        typer.Option(
+            "--model", metavar="FILE", help="The released model (safetensors): must be the last state's weights."
+        ),
     ] = None,
     strategy: Annotated[
         Literal["all", "top-q", "uniform", "size-weighted", "mix"] | None,
-        typer.Option("--strategy", help="Which intervals to replay [default: mix, which is all of up to 150]."),
+        typer.Option("--strategy", help="Which intervals to replay.", show_default="mix, which is all of up to 150"),
     ] = None,
-    uniform: Annotated[int | None, typer.Option("--uniform", min=0, help="Uniform draws [default: 100].")] = None,
+    uniform: Annotated[
+        int | None, typer.Option("--uniform", metavar="N", min=0, help="Uniform draws.", show_default="100")
+    ] = None,
     weighted: Annotated[
-        int | None, typer.Option("--weighted", min=0, help="Draws weighted by size [default: 60].")
+        int | None, typer.Option("--weighted", metavar="N", min=0, help="Draws weighted by size.", show_default="60")
     ] = None,
     top: Annotated[
-        int | None, typer.Option("--top", min=0, help="Q: largest updates per kind and stratum [default: 1].")
+        int | None,
+        typer.Option("--top", metavar="Q", min=0, help="Q: largest updates per kind and stratum.", show_default="1"),
     ] = None,
     max_steps: Annotated[
         int | None,
         typer.Option(
-            "--max-steps", min=1, help="Most steps to replay; if more are due, INCONCLUSIVE [default: no limit]."
+            "--max-steps",
+            metavar="N",
+            min=1,
+            help="Most steps to replay; if more are due, INCONCLUSIVE.",
+            show_default="no limit",
         ),
     ] = None,
     allow_constants: Annotated[
         Literal["none", "buffers", "any"] | None,
-        typer.Option("--allow-constants", help="Tensors that may start the same under every seed [default: buffers]."),
+        typer.Option(
+            "--allow-constants", help="Tensors that may start the same under every seed.", show_default="buffers"
+        ),
     ] = None,
     allow_file: Annotated[
         list[str] | None,

@@ -27,9 +27,9 @@ Collate = Callable[[list[Any]], Any]
 def fields(item: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of a nested item with their paths: mappings by sorted key, sequences by position."""
     if isinstance(item, dict):
+        if odd := [key for key in item if not isinstance(key, str)]:
+            raise UsageError(f"{_named(where)} has the key {odd[0]!r}: keys must be strings")
         for key in sorted(item):
-            if not isinstance(key, str):
-                raise UsageError(f"sample field {where}{key!r}: keys must be strings")
             yield from fields(item[key], f"{where}.{key}" if where else key)
     elif isinstance(item, list | tuple):
         for position, value in enumerate(item):
@@ -39,22 +39,38 @@ def fields(item: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def encode_field(value: Any, where: str) -> tuple[str, bytes, bytes]:
-    """(type, shape, bytes) of one field: arrays row-major little-endian, text UTF-8, numbers in decimal."""
-    if isinstance(value, np.ndarray | np.generic):
-        array = np.ascontiguousarray(value)
-        value = torch.from_numpy(array if array.flags.writeable else array.copy())
+    """(type, shape, bytes) of one field: arrays row-major little-endian, text UTF-8, numbers in decimal.
+
+    Raises:
+        UsageError: the field is of a type that has no canonical bytes.
+    """
+    if isinstance(value, np.ndarray | np.generic) and not isinstance(value, str | bytes):
+        value = _as_tensor(value, where)
     if isinstance(value, torch.Tensor):
         shape = b"".join(size.to_bytes(8, "big") for size in value.shape)
-        return dtype_name(value, f"sample field {where or 'item'}"), shape, bytes(content(value))
+        return dtype_name(value, _named(where)), shape, bytes(content(value))
     if isinstance(value, bytes):
-        return "bytes", b"", value
-    if isinstance(value, bool | int | float | str):
-        text = value if isinstance(value, str) else repr(value)
-        return type(value).__name__, b"", text.encode()
+        return "bytes", b"", bytes(value)
+    if isinstance(value, str):
+        return "str", b"", value.encode()
+    if isinstance(value, bool | int | float):
+        return type(value).__name__, b"", repr(value).encode()
     raise UsageError(
-        f"sample field {where or 'item'} is a {type(value).__name__}: data() must return dicts or tuples of "
-        "arrays, bytes, str or int"
+        f"{_named(where)} is a {type(value).__name__}: samples and batches are dicts or tuples of arrays, bytes, str "
+        "and numbers"
     )
+
+
+def _as_tensor(value: Any, where: str) -> torch.Tensor:
+    array = np.asarray(value, order="C")  # keeps a scalar apart from an array of one element
+    try:
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    except TypeError:
+        raise UsageError(f"{_named(where)} is an array of {array.dtype}, which tensors do not have") from None
+
+
+def _named(where: str) -> str:
+    return f"field {where}" if where else "the sample"
 
 
 def encode_item(item: Any) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pol.errors import UsageError
-from pol.replay.data import sample_leaf
+from pol.replay.data import encode_field, fields, sample_leaf
 from pol.replay.files import writing
 from pol.replay.frame import Arrival
 from pol.replay.state import State
@@ -68,7 +68,9 @@ class Untouched:
         self._leaves.setdefault(index, sample_leaf(item, index, b""))
 
     def batch(self, step: int, batch: Any) -> None:
-        """Nothing to note."""
+        """See that the batch has canonical bytes."""
+        for where, value in fields(batch):
+            encode_field(value, where)
 
     def closed(
         self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]

@@ -140,7 +140,7 @@ class Driver:
             return (self._start.step - self.epoch * per_epoch) * (self._batches_per_step or 1)
         if self._open and self._pending is None:
             raise UsageError(
-                f"epoch {self.epoch} begins, but the last {self._open} batches were not followed by commit()"
+                f"epoch {self.epoch} begins, but the last {self._open} batches were not followed by a commit()"
             )
         if (done := self.step + (self._pending is not None)) != self.epoch * per_epoch:
             raise UsageError(

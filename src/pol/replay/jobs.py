@@ -38,6 +38,7 @@ from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare
 from pol.replay.state import State
+from pol.replay.writer import Writer, checkpoint_name
 
 Emit = Callable[[EventType], None]
 
@@ -177,18 +178,22 @@ def _train(job: Train, emit: Emit) -> None:
         emit(Opened(step=0, root=built.state.root()))
         position = Position()
     kept_every = job.keep * registered.every
+    progress = _Progress(emit, last)
+    with Writer(directory, emit) as writer:
 
-    def record(interval: Interval, state: State, _: list[str]) -> None:
-        kept = interval.stop % kept_every == 0 or interval.stop == last
-        if kept:
-            save_atomically(state, directory / checkpoint_name(interval.stop))
-        emit(Recorded(interval=interval, samples=[], kept=kept))
+        def record(interval: Interval, state: State, _: list[str]) -> None:
+            kept = interval.stop % kept_every == 0 or interval.stop == last
+            writer.add(Recorded(interval=interval, samples=[], kept=kept), interval.stop, state if kept else None)
 
-    observer = IntervalRecorder(
-        every=registered.every, start=position.step, last=last, batch_key=bytes.fromhex(registered.batch_key),
-        emit=record, on_step=_Progress(emit, last),
-    )  # fmt: skip
-    end = advance(entry.make, frame, position, None, observer)
+        def stepped(step: int) -> None:
+            writer.tell()
+            progress(step)
+
+        observer = IntervalRecorder(
+            every=registered.every, start=position.step, last=last, batch_key=bytes.fromhex(registered.batch_key),
+            emit=record, on_step=stepped,
+        )  # fmt: skip
+        end = advance(entry.make, frame, position, None, observer)
     emit(Finished(asides=end.asides, undeclared=entry.undeclared()))
 
 
@@ -226,8 +231,3 @@ def _position(segment: Segment) -> Position:
     if segment.checkpoint is None:
         return Position()
     return Position(segment.start, State.load(Path(segment.checkpoint)), segment.counts)
-
-
-def checkpoint_name(step: int) -> str:
-    """File name of the checkpoint after ``step`` steps; twelve digits sort as numbers do."""
-    return f"{step:012d}.safetensors"

@@ -1,0 +1,670 @@
+"""The command line: exit codes, one JSON object, errors that say what to do, and recordings that go on.
+
+Training happens in this process, except in the tests marked slow, which run the real thing.
+"""
+
+import base64
+import json
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+import typer
+
+import pol
+from factory import RECIPE, STEPS, factory
+from pol import canonical, store
+from pol.cli import app, main, output
+from pol.cli import progress as progress_module
+from pol.keys import SigningKey
+from pol.messages import Stepped
+from pol.render.demo import Outcome
+from pol.replay.inprocess import InProcess
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = json.loads((ROOT / "docs" / "report.schema.json").read_text())
+GOOD = Path(__file__).parent / "vectors" / "good-toy"
+COMMANDS = typer.main.get_command(app.app).commands
+
+
+class Here(InProcess):
+    """A training process that is this one."""
+
+    def __init__(self, profile=None, *, isolated=False):
+        del profile, isolated
+
+    def close(self):
+        """Nothing to end."""
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch, tmp_path):
+    """A folder and a configuration of its own, and no processes."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("pol.prover.LocalProcess", Here)
+    monkeypatch.setattr("pol.auditor.LocalProcess", Here)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command line: (exit code, standard output, standard error)."""
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def ask(call):
+    """Run a command line with ``--json``: (exit code, the one object)."""
+
+    def run(command, *words):
+        code, out, _ = call(command, "--json", *words)
+        assert out.endswith("}\n")
+        assert out.count("\n") == 1
+        return code, json.loads(out)
+
+    return run
+
+
+def accepted():
+    return [factory().proof(), "--recipe", RECIPE]
+
+
+# -- exit codes ---------------------------------------------------------------------------------------------------
+
+OUTCOMES = {
+    "ACCEPT": (0, accepted),
+    "REJECT": (1, lambda: [factory().forgery("edited-checkpoint").path, "--recipe", RECIPE]),
+    "INCONCLUSIVE": (2, lambda: [*accepted(), "--max-steps", "1"]),
+}
+
+
+@pytest.mark.parametrize("verdict", OUTCOMES)
+def test_a_verdict_is_an_exit_code(verdict, call, ask):
+    code, words = OUTCOMES[verdict]
+    found, out, err = call("verify", *words())
+    assert found == code
+    assert out.split()[0] == verdict
+    assert "Traceback" not in out + err
+    found, report = ask("verify", *words())
+    assert (found, report["verdict"]) == (code, verdict)
+    jsonschema.Draft202012Validator(SCHEMA).validate(report)
+
+
+WRONG = {
+    "no such command": (["certify"], "certify"),
+    "no such option": (["verify", GOOD, "--fast"], "--fast"),
+    "an option without its value": (["record", RECIPE, "--out"], "--out"),
+    "no argument": (["inspect"], "Missing argument"),
+    "one argument too many": (["inspect", GOOD, "other"], "other"),
+    "no number": (["record", RECIPE, "--out", "p", "--every", "ten"], "--every"),
+    "a number out of range": (["record", RECIPE, "--out", "p", "--every", "0"], "--every"),
+    "no such strategy": (["verify", GOOD, "--recipe", RECIPE, "--strategy", "some"], "some"),
+    "no such proof": (["verify", "nothing", "--recipe", RECIPE], "nothing: no such proof directory"),
+    "no proof": (["inspect", "."], "not a proof directory"),
+    "no such recipe": (["verify", GOOD, "--recipe", "no.py:Recipe"], "no such file: no.py"),
+    "no recipe": (["verify", GOOD], "a class Toy"),
+    "no hexadecimal digits": (["verify", GOOD, "--recipe", RECIPE, "--nonce", "xyz"], "--nonce: expected 32 bytes"),
+    "half a beacon": (["record", RECIPE, "--out", "p", "--beacon", "00" * 16], "--beacon: expected 32 bytes"),
+    "no digest": (["verify", GOOD, "--recipe", RECIPE, "--allow-file", "file"], "not a digest"),
+    "no such key": (["verify", GOOD, "--recipe", RECIPE, "--key", "me"], "me: cannot read the key"),
+    "no name": (["record", RECIPE, "--out", "p", "--set", "0.1"], "--set 0.1: write --set name=value"),
+    "a setting given twice": (["record", RECIPE, "--out", "p", "--set", "lr=1", "--set", "lr=2"], "given twice"),
+    "no such setting": (["record", RECIPE, "--out", "p", "--set", "rate=1"], "rate"),
+    "a beacon for no genesis": (["record", RECIPE, "--out", "p", "--genesis-only", "--beacon", "0"], "exclude"),
+    "nothing to resume": (["record", RECIPE, "--out", "p", "--resume"], "no recording to resume"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_usage_is_3_and_says_what(case, call, ask):
+    words, message = WRONG[case]
+    code, out, err = call(*words)
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+    shutil.rmtree("p", ignore_errors=True)
+    code, problem = ask(*words)
+    assert code == 3
+    assert problem.keys() == {"error", "kind"}
+    assert message in problem["error"]
+
+
+def test_a_usage_error_names_the_help(call):
+    assert "(see `pol record --help`)" in call("record")[2]
+    assert "(see `pol --help`)" in call("certify")[2]
+
+
+def test_no_command_shows_the_help(call):
+    code, out, err = call()
+    assert code == 3
+    assert all(name in out + err for name in COMMANDS)
+
+
+def test_version(call):
+    assert call("--version")[:2] == (0, f"pol {pol.__version__}\n")
+
+
+def test_errors_of_the_system_are_3(call, ask, tmp_path):
+    closed = tmp_path / "file"
+    closed.write_text("")
+    assert call("keygen", closed / "key.pem")[0] == 3
+    code, problem = ask("keygen", closed / "key.pem")
+    assert (code, problem["kind"]) == (3, "FileExistsError")
+    assert str(closed) in problem["error"]
+
+
+def test_a_bug_is_3_and_its_traceback_is_for_those_who_ask(call, monkeypatch):
+    def broken(path):
+        raise ZeroDivisionError("by chance")
+
+    monkeypatch.setattr(output, "read_summary", broken)
+    code, out, err = call("inspect", GOOD)
+    assert (code, out) == (3, "")
+    assert "ZeroDivisionError: by chance" in err
+    assert "POL_DEBUG=1" in err
+    assert "Traceback" not in err
+    monkeypatch.setenv("POL_DEBUG", "1")
+    assert "Traceback" in call("inspect", GOOD)[2]
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect"])
+def test_interrupted_is_130(command, call, ask, monkeypatch):
+    def stop(*words, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pol.verifier.verify", stop)
+    monkeypatch.setattr(output, "read_summary", stop)
+    words = [command, GOOD] + (["--recipe", RECIPE] if command == "verify" else [])
+    assert call(*words) == (130, "", "interrupted\n")
+    assert ask(*words) == (130, {"error": "interrupted", "kind": "Interrupted"})
+
+
+# -- help ---------------------------------------------------------------------------------------------------------
+
+
+def test_there_are_the_promised_commands():
+    assert set(COMMANDS) == {"demo", "keygen", "record", "verify", "inspect"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_explains_every_option(name, call):
+    code, out, _ = call(name, "--help")
+    assert code == 0
+    parameters = COMMANDS[name].params
+    assert any("--json" in parameter.opts for parameter in parameters)
+    text = " ".join(out.replace("│", " ").split())
+    for parameter in parameters:
+        assert parameter.help, parameter.name
+        assert parameter.help in text, parameter.name
+        for option in parameter.opts:
+            assert not option.startswith("--") or option in text
+
+
+# -- keygen -------------------------------------------------------------------------------------------------------
+
+
+def test_keygen_makes_a_key_once(call, ask, tmp_path):
+    code, made = ask("keygen", "my.pem")
+    assert code == 0
+    assert made == {"key": "my.pem", "public": "my.pem.pub", "fingerprint": SigningKey.load(Path("my.pem")).fingerprint}
+    assert stat.S_IMODE(Path("my.pem").stat().st_mode) == 0o600
+    before = Path("my.pem").read_bytes()
+    code, problem = ask("keygen", "my.pem")
+    assert (code, Path("my.pem").read_bytes()) == (3, before)
+    assert "never overwritten" in problem["error"]
+    code, out, _ = call("keygen")
+    default = tmp_path / "config" / "pol" / "key.pem"
+    assert (code, default.exists()) == (0, True)
+    assert str(default) in out
+    assert SigningKey.load(default).fingerprint in out
+
+
+# -- record -------------------------------------------------------------------------------------------------------
+
+
+def test_record_then_the_command_that_it_prints(call, ask, tmp_path):
+    code, out, _ = call("record", RECIPE, "--out", "proof", "--every", "3", "--threads", "1", "--set", "lr=0.05")
+    key = tmp_path / "config" / "pol" / "key.pem"
+    assert code == 0
+    assert f"{key} (made just now" in out
+    assert f"{STEPS} steps in 5 intervals" in out
+    assert SigningKey.load(key).fingerprint in out
+    command = shlex.split(out.splitlines()[-1])
+    assert command[:3] == ["pol", "verify", "proof"]
+    assert ask(*command[1:])[1]["verdict"] == "ACCEPT"
+    assert ask(*command[1:], "--set", "lr=0.05")[1]["verdict"] == "ACCEPT"
+    assert ask(*command[1:], "--set", "lr=0.1")[1]["verdict"] == "REJECT"
+    assert ask(*command[1:], "--key", f"{key}.pub", "--key", "sha256:" + "0" * 64)[1]["verdict"] == "ACCEPT"
+    assert ask(*command[1:], "--key", "sha256:" + "0" * 64)[1]["caught_by"] == 1
+
+
+def test_record_as_json(ask, tmp_path):
+    code, made = ask("record", RECIPE, "--out", "proof", "--every", "5", "--keep", "2", "--threads", "1")
+    summary, claimant = output.read_summary(Path("proof"))
+    assert (code, made["key_made"], made["steps"], made["proof"]) == (0, True, STEPS, "proof")
+    assert made["claimant"] == claimant
+    assert made["final_loss"] == summary.final_loss == summary.losses[-1].loss
+    assert made["bytes"] == sum(file.stat().st_size for file in Path("proof").rglob("*") if file.is_file())
+    assert (made["genesis"], made["attestation"]) == (summary.claims.genesis, summary.attested.attestation)
+    assert (summary.claims.every, summary.claims.keep) == (5, 2)
+    again, other = ask("record", RECIPE, "--out", "other", "--threads", "1")
+    assert (again, other["key_made"], other["claimant"]) == (0, False, claimant)
+    SigningKey.generate().save(tmp_path / "own.pem")
+    own = ask("record", RECIPE, "--out", "own", "--threads", "1", "--key", tmp_path / "own.pem")[1]
+    assert (own["key"], own["claimant"] == claimant) == (str(tmp_path / "own.pem"), False)
+
+
+def test_what_is_there_is_not_written_over(ask):
+    Path("full").mkdir()
+    Path("full", "thesis.tex").write_text("")
+    for out in ("full", "full/thesis.tex"):
+        code, problem = ask("record", RECIPE, "--out", out)
+        assert code == 3
+        assert out in problem["error"]
+
+
+def test_beacon_between_genesis_and_training(call, ask):
+    code, out, _ = call("record", RECIPE, "--out", "proof", "--threads", "1", "--genesis-only", "--every", "4")
+    genesis = output.read_summary(Path("proof"))[0].claims.genesis
+    assert code == 0
+    assert genesis in out
+    printed = out.splitlines()[-1].strip()
+    assert printed.endswith("--beacon <nonce from your verifier>")
+    nonce = "5a" * 32
+    command = shlex.split(printed.replace("<nonce from your verifier>", nonce))
+    code, made = ask(*command[1:])
+    assert (code, made["steps"], made["genesis"]) == (0, STEPS, genesis)
+    seeded = shlex.split(made["next"])
+    assert nonce in seeded
+    report = ask(*seeded[1:])[1]
+    assert (report["verdict"], report["assurance"]["level"]) == ("ACCEPT", "verifier-seeded")
+    other = ["5b" * 32 if word == nonce else word for word in seeded]
+    assert ask(*other[1:])[1]["caught_by"] == 1
+
+
+SETTINGS = [
+    ("0.1", 0.1),
+    ("3", 3),
+    ("true", True),
+    ("null", None),
+    ("-1e-3", -0.001),
+    ("adam", "adam"),
+    ('"3"', "3"),
+    ("", ""),
+    ("a=b", "a=b"),
+    ("[1]", "[1]"),
+    ("{}", "{}"),
+    ("True", "True"),
+    ("0x10", "0x10"),
+    ("01", "01"),
+    ("NaN", "NaN"),
+    ("Infinity", "Infinity"),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), SETTINGS)
+def test_values_of_settings(text, value):
+    found = output.settings([f"name={text}"])
+    assert found == {"name": value}
+    assert type(found["name"]) is type(value)
+
+
+class Stopped(Here):
+    """A training process in which the user presses Ctrl-C; ``at`` says after how many progress reports."""
+
+    at = 0
+
+    def run(self, job):
+        count = 0
+        if not self.at:
+            raise KeyboardInterrupt
+        for event in super().run(job):
+            yield event
+            if type(job).__name__ == "Train" and type(event).__name__ == "Recorded":
+                yield Stepped(step=event.interval.stop, total=STEPS)
+                count += 1
+            if count == self.at:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("at", "step"), [(0, 0), (1, 3), (4, 12)])
+def test_interrupted_recording_goes_on(at, step, call, ask, monkeypatch):
+    monkeypatch.setattr(Stopped, "at", at)
+    monkeypatch.setattr("pol.prover.LocalProcess", Stopped)
+    options = ["--every", "3", "--keep", "2", "--set", "lr=0.05", "--threads", "1"]
+    code, out, err = call("record", RECIPE, "--out", "the proof", *options)
+    assert (code, out) == (130, "")
+    message = err[err.index("Interrupted") :].splitlines()
+    assert message[0] == f"Interrupted at step {step}. Go on with:"
+    command = shlex.split(message[1])
+    assert ("--every" in command) == (at == 0)  # only what no genesis holds yet must be said again
+    summary = output.read_summary(Path("the proof"))[0]
+    assert (summary.claims is None, summary.attested) == (at == 0, None)
+    assert call("inspect", "the proof")[0] == 0
+    monkeypatch.setattr("pol.prover.LocalProcess", Here)
+    code, made = ask(*command[1:])
+    assert (code, made["steps"]) == (0, STEPS)
+    summary = output.read_summary(Path("the proof"))[0]
+    assert (summary.claims.every, summary.claims.keep, summary.claims.profile.threads) == (3, 2, 1)
+    assert summary.claims.configuration == {"lr": {"float": "0.05"}}
+    assert ask(*shlex.split(made["next"])[1:])[1]["verdict"] == "ACCEPT"
+    code, problem = ask(*command[1:])
+    assert code == 3
+    assert "nothing to resume" in problem["error"]
+
+
+def test_what_the_genesis_fixed_cannot_change(ask, monkeypatch):
+    monkeypatch.setattr(Stopped, "at", 1)
+    monkeypatch.setattr("pol.prover.LocalProcess", Stopped)
+    assert ask("record", RECIPE, "--out", "proof", "--threads", "1")[0] == 130
+    for option in (["--every", "7"], ["--keep", "9"], ["--threads", "2"], ["--set", "lr=0.5"]):
+        code, problem = ask("record", RECIPE, "--out", "proof", "--resume", *option)
+        assert code == 3
+        assert option[0].strip("-") in problem["error"]
+
+
+# -- verify -------------------------------------------------------------------------------------------------------
+
+
+def test_options_make_the_policy(ask, monkeypatch):
+    seen = {}
+
+    def verify(proof, **options):
+        seen.update(options, proof=proof)
+        raise pol.UsageError("enough")
+
+    monkeypatch.setattr("pol.verifier.verify", verify)
+    digests = [f"sha256:{n:064x}" for n in range(3)]
+    options = {
+        "--strategy": "uniform", "--uniform": "7", "--weighted": "8", "--top": "9", "--max-steps": "10",
+        "--allow-constants": "any", "--beacon": "AB" * 32, "--nonce": "cd" * 32, "--model": "m.safetensors",
+    }  # fmt: skip
+    words = [word for pair in options.items() for word in pair]
+    words += ["--key", digests[0], "--key", digests[1], "--allow-file", digests[2], "--set", "lr=2"]
+    assert ask("verify", GOOD, "-r", RECIPE, *words)[1] == {"error": "enough", "kind": "UsageError"}
+    challenge = pol.Challenge(strategy="uniform", uniform=7, weighted=8, top=9)
+    assert seen["policy"] == pol.Policy(
+        challenge=challenge, max_steps=10, constants="any", beacon="ab" * 32,
+        keys=tuple(digests[:2]), externals=(digests[2],),
+    )  # fmt: skip
+    assert (seen["nonce"], seen["model"], seen["settings"]) == (bytes([0xCD] * 32), Path("m.safetensors"), {"lr": 2})
+    assert ask("verify", GOOD, "-r", RECIPE)[0] == 3
+    assert (seen["policy"], seen["nonce"], seen["model"], seen["settings"]) == (pol.EXACT, None, None, None)
+
+
+def test_a_nonce_repeats_a_challenge(ask):
+    options = ["--strategy", "uniform", "--uniform", "2"]
+    first = ask("verify", *accepted(), *options)[1]
+    again = ask("verify", *accepted(), *options, "--nonce", first["nonce"])[1]
+    assert first["draws"] == again["draws"]
+    assert len(again["intervals"]) < again["draws"]["intervals"]
+
+
+# -- inspect ------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_says_what_is_claimed_and_that_nothing_is_verified(call, ask):
+    code, out, _ = call("inspect", GOOD)
+    expected = json.loads((GOOD.parent / "expected.json").read_text())["good-toy"]
+    assert code == 0
+    assert out.startswith("Nothing here has been verified.")
+    for name in ("genesis", "attestation", "claimant", "recipe", "beacon"):
+        assert expected[name] in out
+    assert expected["dataset"]["digest"] in out
+    code, summary = ask("inspect", GOOD)
+    assert (code, summary["verified"], summary["claimant"]) == (0, False, expected["claimant"])
+    assert summary["claims"]["genesis"] == expected["genesis"]
+    assert summary["final_loss"] == summary["losses"][-1]["loss"]
+    assert summary["files"] == sum(file.is_file() for file in GOOD.rglob("*"))
+
+
+def rewritten(folder, change):
+    """A copy of a proof with another genesis under the old signature: inspecting is not checking."""
+    shutil.copytree(GOOD, folder)
+    envelope = json.loads((folder / "genesis.json").read_bytes())
+    payload = json.loads(base64.b64decode(envelope["payload"]))
+    change(payload)
+    envelope["payload"] = base64.b64encode(canonical.encode(payload)).decode()
+    (folder / "genesis.json").write_bytes(canonical.encode(envelope))
+    return folder
+
+
+def test_names_in_a_proof_cannot_paint(call, ask):
+    def change(payload):
+        payload["recipe"]["name"] = "\x1b[2J\x1b[H\x1b[32mACCEPT\u202e"
+
+    proof = rewritten(Path("painted"), change)
+    for words in (["inspect", proof], ["verify", proof]):
+        _, out, err = call(*words)
+        assert "ACCEPT" in out + err
+        assert not {"\x1b", "\u202e"} & set(out + err)
+    assert ask("inspect", proof)[1]["claims"]["recipe"].startswith("\x1b")
+
+
+def test_numbers_in_a_proof_cost_nothing(call):
+    def change(payload):
+        payload["spec"].update(steps=2**53 - 1, every=1, keep=1)
+        payload["spec"]["declaration"].update(epochs=2**53 - 1)
+
+    started = time.monotonic()
+    code, out, _ = call("inspect", rewritten(Path("huge"), change))
+    assert code == 0
+    assert "9,007,199,254,740,991 of k = 1 step" in out
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("name", ["genesis.json", "attestation.json", "log.jsonl", "journal.json"])
+def test_inspect_names_a_file_that_does_not_parse(name, ask):
+    shutil.copytree(GOOD, "broken")
+    Path("broken", name).write_bytes(b"{}\n{}\n")
+    code, problem = ask("inspect", "broken")
+    assert (code, problem["kind"]) == (3, "FormatError")
+    assert name in problem["error"]
+
+
+@pytest.mark.parametrize("missing", [["attestation.json"], ["genesis.json", "attestation.json"], ["log.jsonl"]])
+def test_inspect_shows_what_is_there(missing, call):
+    shutil.copytree(GOOD, "part", ignore=lambda *_: missing)
+    Path("part", store.LOCK).touch()
+    code, out, _ = call("inspect", "part")
+    assert code == 0
+    assert ("unfinished" in out) == ("attestation.json" in missing)
+    assert ("Recipe" in out) == ("genesis.json" not in missing)
+
+
+def test_half_a_line_at_the_end_of_the_log_is_no_error(ask):
+    shutil.copytree(GOOD, "part", ignore=lambda *_: ["attestation.json"])
+    whole = ask("inspect", "part")[1]
+    log = Path("part", "log.jsonl")
+    log.write_bytes(log.read_bytes() + b'{"batches":"blake3:12')
+    assert ask("inspect", "part")[1]["losses"] == whole["losses"] != []
+
+
+# -- progress -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    with progress_module.progress() as tell:
+        tell("dry build", 0, None)
+        for step in range(1, 101):
+            now[0] += 0.25
+            tell("training", step, 100)
+        tell("", 5, None)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["pol: dry build", "pol: training 1/100", "pol: training 41/100", "pol: training 81/100"]
+
+
+def test_progress_on_a_terminal_is_a_bar_with_an_estimate(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress_module.progress() as tell:
+        tell("dry build", 0, None)
+        tell("training", 1, 100)
+        tell("training", 50, 100)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "50/100" in err
+    assert "left" in err
+
+
+# -- demo ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_demo_is_1(call, ask, monkeypatch):
+    from factory import check
+
+    outcome = Outcome(0.97, check(factory().proof()), STEPS, 1.0, 1000, [], None)
+    monkeypatch.setattr("pol.demo.run", lambda folder, **options: outcome)
+    code, out, _ = call("demo")
+    assert code == 1
+    assert "The demo failed: no forgery was made" in out
+    code, told = ask("demo")
+    assert (code, told["ok"], told["forgeries"]) == (1, False, [])
+    jsonschema.Draft202012Validator(SCHEMA).validate(told["honest"])
+
+
+def test_demo_keeps_its_files_only_where_nothing_is(ask):
+    Path("full").mkdir()
+    Path("full", "thesis.tex").write_text("")
+    code, problem = ask("demo", "--out", "full")
+    assert code == 3
+    assert "full is not empty" in problem["error"]
+
+
+# -- real processes -----------------------------------------------------------------------------------------------
+
+
+def spawn(*words, code="import sys; from pol.cli import main; sys.exit(main())", **options):
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, **options)
+
+
+NO_TORCH = "import sys; sys.modules['torch'] = None; from pol.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["keygen", "key.pem"], ["inspect", GOOD, "--json"]], ids=lambda w: w[0])
+def test_what_trains_nothing_needs_no_torch(words):
+    done = spawn(*words, code=NO_TORCH)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_public_names_need_no_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; import pol\n"
+        "assert not {'pol.prover', 'pol.verifier'} & set(sys.modules), 'not lazy'\n"
+        "print(*(name for name in pol.__all__ if getattr(pol, name) is not None and name in dir(pol)))"
+    )
+    done = spawn(code=code)
+    assert done.stdout.split() == pol.__all__, done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'prove'"):
+        pol.prove  # noqa: B018
+
+
+def test_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "pol", "certify"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("error: No such command 'certify'")
+
+
+def test_a_reader_that_leaves_does_not_change_the_exit_code():
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "pol", "inspect", str(GOOD)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+NOISY = """
+from toy import Toy
+class Noisy(Toy):
+    def step(self, parts, batch):
+        print("a line of the recipe's own")
+        return super().step(parts, batch)
+"""
+
+
+@pytest.mark.slow
+def test_json_stays_whole_when_a_recipe_prints_and_the_parent_needs_no_torch():
+    Path("toy.py").write_bytes(Path(RECIPE.rpartition(":")[0]).read_bytes())
+    Path("noisy.py").write_text(NOISY)
+    done = spawn("record", "noisy.py:Noisy", "--out", "p", "--threads", "1", "--json", code=NO_TORCH)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == STEPS
+    assert "a line of the recipe's own" in done.stderr
+    done = spawn("verify", "p", "--recipe", "noisy.py:Noisy", "--json", code=NO_TORCH)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["verdict"] == "ACCEPT"
+
+
+SLOW = """
+import time
+from toy import Toy
+class Slow(Toy):
+    def step(self, parts, batch):
+        time.sleep(0.3)
+        return super().step(parts, batch)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_recording_that_then_goes_on():
+    Path("toy.py").write_bytes(Path(RECIPE.rpartition(":")[0]).read_bytes())
+    Path("slow.py").write_text(SLOW)
+    words = ["record", "slow.py:Slow", "--out", "p", "--threads", "1", "--every", "2"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "pol", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(Path("p").glob("checkpoints/*4.safetensors")):
+        assert started.poll() is None, started.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    out, err = started.communicate(timeout=30)
+    assert (started.returncode, out) == (130, ""), err
+    assert "Traceback" not in err
+    message = err[err.index("Interrupted at step") :].splitlines()
+    command = shlex.split(message[1])
+    done = spawn(*command[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == STEPS
+    assert json.loads(Path("p", "journal.json").read_text())["resumes"] != []
+    assert spawn("verify", "p", "--recipe", "slow.py:Slow").returncode == 0
+
+
+@pytest.mark.slow
+def test_demo_tells_the_whole_story():
+    done = spawn("demo", "--out", "story", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["ok"] is True
+    assert told["accuracy"] >= 0.95
+    assert told["honest"]["verdict"] == "ACCEPT"
+    assert len(told["forgeries"]) >= 6
+    assert {row["verdict"] for row in told["forgeries"]} == {"REJECT"}
+    assert len({row["step"] for row in told["forgeries"]}) >= 4  # not one check that catches everything
+    command = shlex.split(told["command"])
+    assert command[:3] == ["pol", "verify", "story/honest"]
+    assert spawn(*command[1:]).returncode == 0
+    for row in told["forgeries"]:
+        assert Path("story", "forgeries", row["name"]).is_dir()

@@ -1,0 +1,1 @@
+"""Imported dynamically, so that no digest would cover it."""
