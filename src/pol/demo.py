@@ -90,8 +90,8 @@ def run(folder: Path, *, say: Callable[[str], None], progress: Progress, kept: b
 
 def _get_ready(auditor: LocalAuditor, profile: Profile) -> None:
     """Start what later parts need while the training runs: importing torch takes seconds."""
-    importlib.import_module("pol.attacks.registry")
     auditor.control(profile, {}, CONTROL_SEED, 1)
+    importlib.import_module("pol.attacks.registry")
 
 
 def _forge(name: str, honest: Path, prover: SigningKey, thief: SigningKey, executor: Executor) -> Forgery:

@@ -62,6 +62,8 @@ class ProofDirectory:
         """
         found: dict[str, int] = {}
         for name, entry in self._entries(self.path, ""):
+            if name == LOCK:
+                raise FormatError("an unfinished recording is no proof yet: `pol record … --resume` goes on with it")
             shown = name.encode(errors="backslashreplace").decode()  # a name need not be text, a message must be
             mode = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(mode.st_mode):

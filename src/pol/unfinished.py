@@ -72,7 +72,7 @@ def open_unfinished(path: Path, key: SigningKey, *, resume: bool) -> Iterator[Un
         raise UsageError(f"{path}: there is no recording to resume")
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file: give a directory")
-    if not resume and path.exists() and any(path.iterdir()):
+    if not resume and path.exists() and not _never_begun(path):
         raise UsageError(
             f"{path} is not empty: give a new directory, or --resume to go on with an unfinished recording"
         )
@@ -86,6 +86,13 @@ def open_unfinished(path: Path, key: SigningKey, *, resume: bool) -> Iterator[Un
         yield files
     finally:
         lock.release(remove=files.complete)
+
+
+def _never_begun(path: Path) -> bool:
+    """Whether nothing is in a directory but what an attempt leaves that failed before its genesis was signed."""
+    leftovers = {LOCK, JOURNAL, SECRET, DATASET, CHECKPOINTS}
+    folder = path / CHECKPOINTS
+    return {file.name for file in path.iterdir()} <= leftovers and not (folder.is_dir() and any(folder.iterdir()))
 
 
 class Unfinished:

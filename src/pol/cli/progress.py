@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from pol.render.text import duration
 
 Tell = Callable[[str, int, int | None], None]
 
@@ -27,17 +30,22 @@ def progress() -> Iterator[Tell]:
         yield _lines()
 
 
+class _Left(ProgressColumn):
+    """How far, and how long it will take; where that is not known, how long it has taken."""
+
+    def render(self, task: Task) -> Text:
+        """The text after the bar."""
+        if task.total is None:
+            return Text(duration(task.elapsed or 0.0), "dim")
+        left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
+        return Text(f"{task.completed:.0f}/{task.total:.0f}{left}")
+
+
 @contextlib.contextmanager
 def _bar(console: Console) -> Iterator[Tell]:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
+    with Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), _Left(), console=console, transient=True
+    ) as shown:
         current, task = "", shown.add_task("starting", total=None)
 
         def tell(phase: str, done: int, total: int | None) -> None:

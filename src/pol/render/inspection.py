@@ -25,7 +25,8 @@ def inspection(console: Console, path: str, result: Summary, claimant: str | Non
     if result.claims is not None:
         _claims(console, result.claims)
     if result.beacon is not None:
-        none = "none: the claimant chose the randomness"
+        begun = result.recorded > 0 or result.attested is not None
+        none = "none: the claimant chose the randomness" if begun else "none yet"
         field(console, "Beacon", Text(none if result.beacon.kind == "none" else f"nonce {result.beacon.value}"))
     losses = [point.loss for point in result.losses if point.loss is not None]
     if losses:

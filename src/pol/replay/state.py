@@ -64,6 +64,7 @@ class State:
             apart[key] = tensor.clone() if storage in storages else tensor  # the writer refuses views of one memory
             storages.add(storage)
         save_file(apart, path)
+        path.chmod(0o644)  # the library writes 0600; a proof is for others to read
 
     @classmethod
     def load(cls, path: Path) -> State:

@@ -13,7 +13,7 @@ from pol.errors import FormatError, IntegrityError, UsageError
 from pol.merkle import tree
 from pol.proof.container import Placed, header_length, parse_header
 from pol.statetree import StateRoot, state_root
-from pol.store import ATTESTATION, DATASET, GENESIS, LOG, SECRET, checkpoint_path
+from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, SECRET, checkpoint_path
 from pol.verifier.case import Case, Checks, passed, require
 
 CHUNK = 1 << 24
@@ -51,12 +51,17 @@ def chain(case: Case) -> Checks:
         (tree([case.leaves[i : i + 32] for i in range(0, len(case.leaves), 32)]) == genesis.dataset.root,
          f"{DATASET} does not have the root that {GENESIS} names"),
         (seeds.commit(case.r) == genesis.secret, f"{SECRET} is not the secret that {GENESIS} commits to"),
+        (predicate.journal == _listed(case, JOURNAL), f"{ATTESTATION} names another journal than it lists"),
         (predicate.beacon == case.journal.beacon, f"{ATTESTATION} has another beacon than the journal"),
     ]  # fmt: skip
     for holds, otherwise in links:
         if not holds:
             raise IntegrityError(otherwise)
     yield passed("chain", "log, attestation, genesis, dataset and secret belong together")
+
+
+def _listed(case: Case, name: str) -> str | None:
+    return next((f"sha256:{s.digest.sha256}" for s in case.statement.subject if s.name == name), None)
 
 
 def states(case: Case) -> Checks:

@@ -13,7 +13,7 @@ from pol import seeds
 from pol.auditor import Auditor
 from pol.declaration import difference
 from pol.interval import Interval
-from pol.messages import Controlled, Failed, Opened, Recorded, Registered, Segment, Stepped
+from pol.messages import Comparison, Controlled, Failed, Opened, Recorded, Registered, Segment, Stepped
 from pol.order import epoch_order, sample_list_digest
 from pol.profile import differences
 from pol.proof.challenge import draw
@@ -23,6 +23,10 @@ from pol.verifier.case import Case, Checks, failed, passed, unable
 
 CORRELATION_BOUND = 6.0
 """Largest |correlation| · √n of two independent builds: six standard deviations, met by chance once in 10⁹ tensors."""
+
+
+_TELLING = CORRELATION_BOUND**2
+"""Elements from which chance does not explain that two builds agree; with fewer the correlation bound says nothing."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +92,30 @@ def independence(case: Case, auditor: Auditor) -> Checks:
         yield unable("independence", twice.message if isinstance(twice, Failed) else "nothing was compared")
         return
     for found in twice.comparisons:
-        kind, _, name = found.key.partition("/")
-        constant_allowed = allowed == "any" or (allowed == "buffers" and kind in ("buffer", "transient", "value"))
-        if found.equal and not found.repeated and not constant_allowed:
-            yield failed("independence", f"{kind} {name} has the same values under every seed: it comes from elsewhere")
-            return
-        if not found.equal and not abs(found.correlation) <= CORRELATION_BOUND / math.sqrt(found.size):
-            yield failed(
-                "independence", f"{kind} {name} is correlated under independent seeds ({found.correlation:.2f})"
-            )
+        if objection := _objection(found, allowed, genesis.spec.constants):
+            yield failed("independence", "{} {} ".format(*found.key.split("/", 1)) + objection)
             return
     random = sum(not found.equal for found in twice.comparisons)
     yield passed(
         "independence",
         f"{random} tensors are drawn from the seed, {len(twice.comparisons) - random} are permitted constants",
     )
+
+
+def _objection(found: Comparison, allowed: str, declared: list[str]) -> str | None:
+    """Why a tensor, built under two seeds, may hold something that was trained before; None if it may not."""
+    if not found.equal:
+        bound = CORRELATION_BOUND / math.sqrt(found.size)
+        return (
+            None if abs(found.correlation) <= bound else f"is alike under independent seeds ({found.correlation:.2f})"
+        )
+    if found.repeated:
+        return None
+    if allowed == "none" or (allowed == "buffers" and found.key.startswith(("parameter/", "optimizer/", "object/"))):
+        return "has the same values under every seed: it comes from elsewhere"
+    if found.size > _TELLING and found.key not in declared:
+        return "has the same values under every seed, but is no declared constant"
+    return None
 
 
 def challenge(case: Case) -> Checks:

@@ -1,0 +1,77 @@
+"""The released model: the last checkpoint's weights as a file of their own, under the model's own names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pol import canonical
+from pol.errors import UsageError
+from pol.proof import genesis as genesis_format
+from pol.proof.container import Placed, header_length, parse_header
+from pol.proof.envelope import parse_envelope
+from pol.proof.genesis import MAX_GENESIS, Genesis
+from pol.statetree import WEIGHTS
+from pol.store import ATTESTATION, GENESIS, ProofDirectory, checkpoint_path
+
+_CHUNK = 1 << 24
+"""Bytes that are copied at a time: 16 MiB keeps memory far below the size of a model."""
+
+
+def release(proof: Path | str, out: Path | str) -> int:
+    """Write the trained weights of a complete proof to a safetensors file, as ``state_dict`` names them.
+
+    Tied tensors appear under each of their names, so ``load_state_dict(load_file(out))`` takes it. Nothing is
+    verified here. Returns the number of tensors.
+
+    Raises:
+        UsageError: the proof is unfinished, or has no model part to release.
+    """
+    store = ProofDirectory(Path(proof))
+    if not (store.path / ATTESTATION).exists():
+        raise UsageError(f"{proof}: the training is not finished, so there is no model to release")
+    envelope = parse_envelope(
+        store.read(GENESIS, 2 * MAX_GENESIS), what=GENESIS, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS
+    )
+    spec = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS).spec
+    if spec.release is None:
+        raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
+    prefix = spec.release.part + "."
+    name = checkpoint_path(spec.steps)
+    slots = _weights(store, name, prefix)
+    for alias, target in spec.declaration.aliases.items():
+        if alias.startswith(prefix) and target.removeprefix(prefix) in slots:
+            slots[alias.removeprefix(prefix)] = slots[target.removeprefix(prefix)]
+    temporary = Path(f"{out}.tmp")
+    with temporary.open("wb") as file:
+        file.write(_header(slots))
+        for _, slot in sorted(slots.items()):
+            for begin in range(slot.begin, slot.end, _CHUNK):
+                file.write(store.read_range(name, begin, min(begin + _CHUNK, slot.end)))
+    temporary.replace(out)
+    return len(slots)
+
+
+def _weights(store: ProofDirectory, name: str, prefix: str) -> dict[str, Placed]:
+    size = (store.path / name).stat().st_size
+    header = store.read_range(name, 8, 8 + header_length(store.read_range(name, 0, 8), size, name))
+    return {
+        slot.entry.name.removeprefix(prefix): slot
+        for slot in parse_header(header, size, name)
+        if slot.entry.kind in WEIGHTS and slot.entry.name.startswith(prefix)
+    }
+
+
+def _header(slots: dict[str, Placed]) -> bytes:
+    """The safetensors header of tensors that follow one another by name; padded so that the data are aligned."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, slot in sorted(slots.items()):
+        end = position + slot.end - slot.begin
+        header[name] = {"dtype": slot.entry.dtype, "shape": slot.entry.shape, "data_offsets": [position, end]}
+        position = end
+    data = msgspec.json.encode(header)
+    data += b" " * (-len(data) % 8)
+    return len(data).to_bytes(8, "little") + data
