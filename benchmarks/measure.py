@@ -27,6 +27,8 @@ from pol.verifier import verify
 
 ROOT = Path(__file__).parent.parent
 
+FETCH = "fetch in the bare loop"
+
 Say = Callable[[str], None]
 
 
@@ -94,7 +96,7 @@ def measure(case: Case, threads: int, repetitions: int, say: Say) -> Result:
     say(f"{case.title}: parts of the recorder")
     with tempfile.TemporaryDirectory(prefix="pol-bench-") as folder:
         parts = _child("benchmarks.parts", case, threads, folder=folder)
-    parts["fetch in the bare loop"] = statistics.median(run["fetching"] for run in kinds["bare"])
+    parts[FETCH] = statistics.median(run["fetching"] for run in kinds["bare"])
     last = max(kinds["bare"][0]["marks"])
     intervals = -(-last // case.every)
     return Result(

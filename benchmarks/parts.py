@@ -42,6 +42,9 @@ PARTS: dict[str, tuple[Any, str]] = {
 }
 """Name of a part, and the function that does it."""
 
+BESIDE = ("write and sync (other thread)", "log and file hash (other process)")
+"""Parts that the training does not wait for, as long as they are faster than it."""
+
 
 class Clocks(InProcess):
     """Runs jobs here; a clock runs in each part from the beginning of the training."""

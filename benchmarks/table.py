@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import Ratio, Recording, Result
+from benchmarks.measure import FETCH, Ratio, Recording, Result
+from benchmarks.parts import BESIDE
 
 
 def markdown(results: list[Result]) -> str:
@@ -43,6 +44,9 @@ def _parts(result: Result) -> str:
     ]
     for name, seconds in result.parts.items():
         lines.append(f"| {name} | {_number(1000 * seconds)} | {100 * seconds / interval:.2f} % |")
+    own = sum(seconds for name, seconds in result.parts.items() if name not in (*BESIDE, FETCH))
+    extra = own - result.parts[FETCH]
+    lines.append(f"| **added to the training thread** | {_number(1000 * extra)} | {100 * extra / interval:.2f} % |")
     return "\n".join(lines)
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pol.proof.report import Verdict as Verdict
     from pol.prover import Proof as Proof
     from pol.prover import record as record
+    from pol.release import write_model as write_model
     from pol.replay.recipe import Recipe as Recipe
     from pol.verifier import verify as verify
 
@@ -59,6 +60,7 @@ _HOMES = {
     "Verdict": "pol.proof.report",
     "record": "pol.prover",
     "verify": "pol.verifier",
+    "write_model": "pol.release",
 }
 """Where each public name is defined."""
 
@@ -84,6 +86,7 @@ __all__ = [
     "__version__",
     "record",
     "verify",
+    "write_model",
 ]
 
 

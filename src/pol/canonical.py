@@ -8,6 +8,7 @@ beyond 2^53 travel as tagged strings, because JSON readers round them.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +20,10 @@ T = TypeVar("T")
 
 MAX_SAFE_INTEGER = 2**53 - 1
 """Largest integer that every JSON reader keeps exact (RFC 8785 section 3.2.2.3, RFC 7493)."""
+
+_TOO_LARGE = 10**79
+_INTEGER = re.compile(r"^-?[0-9]{1,79}\Z")
+"""79 digits: room for 256-bit integers, and converted in no time."""
 
 
 def encode(value: Any) -> bytes:
@@ -66,6 +71,8 @@ def tag(value: Any, where: str = "value") -> Any:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
+        if abs(value) >= _TOO_LARGE:
+            raise FormatError(f"{where} is an integer of more than 79 digits")
         return value if abs(value) <= MAX_SAFE_INTEGER else {"int": str(value)}
     if isinstance(value, float):
         return {"float": float.__repr__(value)}  # numpy's float64 is a float with a repr of its own
@@ -116,7 +123,7 @@ def parse_float(text: str, where: str, *, finite: bool = False) -> float:
 
 
 def _parse_int(text: str, where: str) -> int:
-    if len(text) > 80 or not text.lstrip("-").isascii() or not text.lstrip("-").isdigit():
+    if not _INTEGER.match(text):
         raise FormatError(f"{where}: not an integer: {text[:40]!r}")
     value = int(text)
     if str(value) != text or abs(value) <= MAX_SAFE_INTEGER:

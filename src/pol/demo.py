@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from pol.auditor import LocalAuditor
 from pol.executors.local import Executor, LocalProcess
@@ -18,6 +18,7 @@ from pol.keys import SigningKey
 from pol.profile import Profile
 from pol.proof.report import STEPS, Verdict
 from pol.prover import Progress, record
+from pol.release import write_model
 from pol.render.demo import Outcome, Row
 from pol.seeds import CONTROL_SEED
 from pol.verifier import verify
@@ -63,10 +64,9 @@ def run(folder: Path, *, say: Callable[[str], None], progress: Progress, kept: b
         record(RECIPE, honest, key=key, every=EVERY, profile=profile, progress=progress, executor=prover)
         record_seconds = time.monotonic() - started
         ready.result()
-        last = max((honest / "checkpoints").iterdir())
-        release(last, model)
+        write_model(honest, model)
         accuracy = test_accuracy(model)
-        steps = int(last.stem)
+        steps = int(max((honest / "checkpoints").iterdir()).stem)
         say(f"Recorded {steps} steps. The model labels {accuracy:.1%} of the test digits rightly.")
         thief = SigningKey.generate()
         (folder / "forgeries").mkdir()
@@ -118,16 +118,6 @@ def _judge(forgery: Forgery, auditor: LocalAuditor) -> Row:
         step_name="" if caught is None else STEPS[caught - 1],
         reason=report.reason(),
     )
-
-
-def release(checkpoint: Path, model: Path) -> None:
-    """Write the weights of a checkpoint as a model file, under the names that ``state_dict`` gives them."""
-    weights = {}
-    for key, values in load_file(checkpoint).items():
-        kind, _, name = key.partition("/")
-        if kind in ("parameter", "buffer"):
-            weights[name.removeprefix("model.")] = values
-    save_file(weights, model)
 
 
 def test_accuracy(model: Path) -> float:

@@ -20,7 +20,7 @@ _CHUNK = 1 << 24
 """Bytes that are copied at a time: 16 MiB keeps memory far below the size of a model."""
 
 
-def release(proof: Path | str, out: Path | str) -> int:
+def write_model(proof: Path | str, out: Path | str) -> int:
     """Write the trained weights of a complete proof to a safetensors file, as ``state_dict`` names them.
 
     Tied tensors appear under each of their names, so ``load_state_dict(load_file(out))`` takes it. Nothing is

@@ -81,6 +81,10 @@ def record(
         str | None,
         typer.Option("--beacon", metavar="HEX", help="32 bytes that a verifier gave for this genesis."),
     ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FILE", help="Where to write the trained weights (safetensors)."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished recording.")] = False,
     genesis_only: Annotated[
         bool,
@@ -95,6 +99,7 @@ def record(
     """
     from pol import prover
     from pol.profile import Profile
+    from pol.release import write_model
     from pol.render import recording
 
     if genesis_only and beacon is not None:
@@ -131,6 +136,8 @@ def record(
             given = [] if _registered(out) else _given(every, keep, set_, threads)
             command = _again(recipe, out, key, given, beacon)
             raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
+    if model is not None and proof.attestation is not None:
+        write_model(out, model)
     summary, claimant = output.read_summary(out)
     result = recording.Recorded(
         proof=str(out),

@@ -99,7 +99,9 @@ def released_model(case: Case) -> Checks:
         return
     release = case.genesis.spec.release
     if release is None:
-        raise UsageError("this proof names no released part, so a model file cannot be compared; leave --model away")
+        raise IntegrityError(
+            f"{case.model.name}: the genesis releases no model, so nothing shows that this one was trained"
+        )
     expected = _released(case, release.part)
     found = _model_entries(case)
     prefix = release.part + "."
