@@ -272,6 +272,19 @@ def test_record_as_json(ask, tmp_path):
     assert (own["key"], own["claimant"] == claimant) == (str(tmp_path / "own.pem"), False)
 
 
+def test_record_writes_the_model_and_verify_compares_it(call, ask):
+    code, made = ask("record", RECIPE, "--out", "proof", "--threads", "1", "--model", "model.safetensors")
+    assert (code, made["model"]) == (0, "model.safetensors")
+    command = shlex.split(made["next"])
+    assert command[-2:] == ["--model", "model.safetensors"]
+    assert ask(*command[1:])[1]["verdict"] == "ACCEPT"
+    assert ask("record", RECIPE, "--out", "other", "--threads", "1", "--model", "other.safetensors")[0] == 0
+    assert ask(*command[1:-1], "other.safetensors")[1]["caught_by"] == 3
+    code, problem = ask("record", RECIPE, "--out", "third", "--model", "nowhere/model.safetensors")
+    assert (code, Path("third").exists()) == (3, False)
+    assert "there is no folder nowhere" in problem["error"]
+
+
 def test_what_is_there_is_not_written_over(ask):
     Path("full").mkdir()
     Path("full", "thesis.tex").write_text("")
@@ -350,7 +363,7 @@ def test_interrupted_recording_goes_on(at, step, call, ask, monkeypatch):
     monkeypatch.setattr(Stopped, "at", at)
     monkeypatch.setattr("pol.prover.LocalProcess", Stopped)
     options = ["--every", "3", "--keep", "2", "--set", "lr=0.05", "--threads", "1"]
-    code, out, err = call("record", RECIPE, "--out", "the proof", *options)
+    code, out, err = call("record", RECIPE, "--out", "the proof", "--model", "m.safetensors", *options)
     assert (code, out) == (130, "")
     message = err[err.index("Interrupted") :].splitlines()
     assert message[0] == f"Interrupted at step {step}. Go on with:"
@@ -361,7 +374,7 @@ def test_interrupted_recording_goes_on(at, step, call, ask, monkeypatch):
     assert call("inspect", "the proof")[0] == 0
     monkeypatch.setattr("pol.prover.LocalProcess", Here)
     code, made = ask(*command[1:])
-    assert (code, made["steps"]) == (0, STEPS)
+    assert (code, made["steps"], Path("m.safetensors").exists()) == (0, STEPS, True)
     summary = output.read_summary(Path("the proof"))[0]
     assert (summary.claims.every, summary.claims.keep, summary.claims.profile.threads) == (3, 2, 1)
     assert summary.claims.configuration == {"lr": {"float": "0.05"}}

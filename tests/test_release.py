@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from factory import known_key
 from safetensors.torch import load_file
 
+from factory import known_key
 from pol.auditor import LocalAuditor
 from pol.errors import UsageError
 from pol.profile import Profile

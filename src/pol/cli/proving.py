@@ -104,6 +104,8 @@ def record(
 
     if genesis_only and beacon is not None:
         raise UsageError("--genesis-only and --beacon exclude each other: a beacon answers a genesis that is signed")
+    if model is not None and not model.parent.is_dir():
+        raise UsageError(f"--model {model}: there is no folder {model.parent}")
     nonce = output.hex32(beacon, "--beacon")
     settings = output.settings(set_)
     claims = _registered(out) if resume else None
@@ -134,7 +136,7 @@ def record(
             )
         except KeyboardInterrupt:
             given = [] if _registered(out) else _given(every, keep, set_, threads)
-            command = _again(recipe, out, key, given, beacon)
+            command = _again(recipe, out, key, model, given, beacon)
             raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
     if model is not None and proof.attestation is not None:
         write_model(out, model)
@@ -145,11 +147,12 @@ def record(
         attestation=proof.attestation,
         summary=summary,
         claimant=claimant or signer.fingerprint,
+        model=None if model is None or proof.attestation is None else str(model),
         key=str(key_path),
         key_made=key_made,
-        next=_again(recipe, out, key, [], "<nonce from your verifier>")
+        next=_again(recipe, out, key, model, [], "<nonce from your verifier>")
         if genesis_only
-        else _check(recipe, out, summary),
+        else _check(recipe, out, model, summary),
     )
     if as_json:
         output.show_json(result.as_json())
@@ -185,15 +188,17 @@ def _given(every: int | None, keep: int | None, settings: list[str] | None, thre
     return words + [word for pair in settings or [] for word in ("--set", pair)]
 
 
-def _again(recipe: str, out: Path, key: Path | None, given: list[str], beacon: str | None) -> str:
+def _again(recipe: str, out: Path, key: Path | None, model: Path | None, given: list[str], beacon: str | None) -> str:
     """The command that goes on with a recording."""
-    words = ["pol", "record", recipe, "--out", str(out), *given, *(["--key", str(key)] if key else []), "--resume"]
+    files = [word for name, path in (("--key", key), ("--model", model)) if path for word in (name, str(path))]
+    words = ["pol", "record", recipe, "--out", str(out), *given, *files, "--resume"]
     hole = [] if beacon is None else ["--beacon", beacon if beacon.startswith("<") else shlex.quote(beacon)]
     return " ".join([shlex.join(words), *hole])
 
 
-def _check(recipe: str, out: Path, summary: Summary) -> str:
+def _check(recipe: str, out: Path, model: Path | None, summary: Summary) -> str:
     """The command that verifies a proof."""
     seeded = summary.beacon is not None and summary.beacon.kind == "nonce"
     beacon = ["--beacon", summary.beacon.value] if seeded and summary.beacon else []
-    return shlex.join(["pol", "verify", str(out), "--recipe", recipe, *beacon])
+    released = ["--model", str(model)] if model else []
+    return shlex.join(["pol", "verify", str(out), "--recipe", recipe, *released, *beacon])

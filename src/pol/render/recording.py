@@ -22,6 +22,8 @@ class Recorded:
     attestation: str | None
     summary: Summary
     claimant: str
+    model: str | None
+    """Where the trained weights are."""
     key: str
     key_made: bool
     next: str
@@ -37,6 +39,7 @@ class Recorded:
             "final_loss": self.summary.final_loss,
             "bytes": self.summary.bytes,
             "claimant": self.claimant,
+            "model": self.model,
             "key": self.key,
             "key_made": self.key_made,
             "next": self.next,
@@ -56,6 +59,7 @@ def recorded(console: Console, result: Recorded) -> None:
             exact(console, "loss", f"{summary.final_loss:.4g}, the mean of the last interval")
         checkpoints = plural(summary.checkpoints, "checkpoint")
         exact(console, "size", f"{size(summary.bytes)}, {checkpoints} with {size(summary.checkpoint_bytes)}")
+    exact(console, "model", result.model)
     exact(console, "claimant", result.claimant)
     exact(console, "key", result.key + (" (made just now: it is your identity, keep it)" if result.key_made else ""))
     exact(console, "genesis", result.genesis)
