@@ -17,7 +17,7 @@ from pol.release import write_model
 from pol.replay.inprocess import InProcess
 from pol.verifier import verify
 
-TWO = '''
+TWO = """
 import torch
 from torch import nn
 from pol import Recipe
@@ -41,7 +41,7 @@ class Named(Recipe):
         loss.backward()
         parts.optimizer.step()
         return loss
-'''
+"""
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def _as_tensor(value: Any, where: str) -> torch.Tensor:
     array = np.asarray(value, order="C")  # keeps a scalar apart from an array of one element
     try:
         return torch.from_numpy(array if array.flags.writeable else array.copy())
-    except TypeError:
+    except (TypeError, ValueError):  # another kind of value, another byte order
         raise UsageError(f"{_named(where)} is an array of {array.dtype}, which tensors do not have") from None
 
 
