@@ -223,6 +223,7 @@ MISTAKES = {
     "NoData": (UsageError, r"batches\(size=4\) of 0 samples"),
     "EmptyBatches": (UsageError, r"batches\(size=0\)"),
     "Unattached": (UsageError, "optimizer 'optimizer' trains a tensor of no attached module"),
+    "FrozenBase": (UsageError, r"attach\(frozen=...\) is not in this version"),
     "Stateless": (UsageError, r"attach\(rng=...\): a Generator has no state_dict"),
     "ExtraState": (UsageError, r"attach\(model=...\): _extra_state is extra state"),
     "OddState": (ReplayError, r"object/thing\.when is a set"),

@@ -304,6 +304,13 @@ class Unattached(Base):
         return {"model": network(), "optimizer": sgd(network())}
 
 
+class FrozenBase(Base):
+    """The design's keyword for bases, which this version does not have."""
+
+    def build(self):
+        return {**super().build(), "frozen": network()}
+
+
 class Stateless(Base):
     """Attaches something that cannot say what its state is."""
 

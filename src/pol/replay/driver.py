@@ -50,6 +50,8 @@ class Driver:
         """Register everything that evolves; returns the parts as attributes."""
         if self._parts is not None:
             raise UsageError("attach() was called twice: attach all parts in one call")
+        if "frozen" in parts:  # the design's name for bases that are hashed once; as a part it would mean another thing
+            raise UsageError("attach(frozen=...) is not in this version: attach the module under another name")
         self._external = self._frame.external()
         self._parts = Parts(parts, tuple(dynamic))
         for optimizer in self._parts.optimizers.values():
