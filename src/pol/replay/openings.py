@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import site
 import sys
@@ -62,21 +63,30 @@ class FileWatch:
         _active.clear()
         opened = {os.path.realpath(path) for path in self._paths}
         opened = {path for path in opened if not path.startswith(_SYSTEM) and os.path.isfile(path)}
-        found = []
         if not opened <= self._code:
-            self._code = _imported_files({os.path.basename(path) for path in opened})
+            imported = _imported({os.path.basename(_source(path)) for path in opened})
+            self._code = {path for path in opened if _source(path) in imported}
+        found = []
         for real in sorted(opened - self._code):
             with open(real, "rb") as file:
                 found.append(External(name=Path(real).name, digest=sha256_chunks(iter(lambda: file.read(_CHUNK), b""))))
         return found
 
 
-def _imported_files(names: set[str]) -> set[str]:
+def _source(path: str) -> str:
+    """The source of a compiled module; the path itself for any other file."""
+    try:
+        return importlib.util.source_from_cache(path) if path.endswith(".pyc") else path
+    except ValueError:
+        return path
+
+
+def _imported(names: set[str]) -> set[str]:
     """Files of imported modules, of these names: the recipe digest covers them, or they are installed."""
     found: set[str] = set()
     for module in list(sys.modules.values()):
         spec = getattr(module, "__dict__", {}).get("__spec__")  # not getattr: some modules load others when asked
-        for path in (getattr(spec, "origin", None), getattr(spec, "cached", None)):
-            if isinstance(path, str) and os.path.basename(path) in names:
-                found.add(os.path.realpath(path))
+        origin = getattr(spec, "origin", None)
+        if isinstance(origin, str) and origin.rpartition(os.sep)[2] in names:
+            found.add(os.path.realpath(origin))
     return found

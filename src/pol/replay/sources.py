@@ -8,6 +8,7 @@ are recorded by version in the platform instead.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -39,7 +40,11 @@ def local_sources(reference: str) -> dict[str, Digest]:
             raise UsageError(f"{path}: {len(data)} bytes is more than a source file may have ({MAX_SOURCE})")
         found[name] = sha256(data)
         waiting += [".".join(name.split(".")[:i]) for i in range(1, name.count(".") + 1)]
-        waiting += _imports(path, data, name)
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        try:
+            waiting += _imports(data, package)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise UsageError(f"{path} is not Python that can be read: {error}") from None
     return dict(sorted(found.items()))
 
 
@@ -87,14 +92,11 @@ def _locate(root: Path, name: str) -> Path | None:
     return None
 
 
-def _imports(path: Path, data: bytes, name: str) -> list[str]:
-    try:
-        tree = ast.parse(data)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not Python that can be read: {error}") from None
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+@functools.lru_cache(maxsize=64)
+def _imports(data: bytes, package: str) -> list[str]:
+    """The names that a source of ``package`` imports, and those that they may stand for."""
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(data)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -1,23 +1,15 @@
-"""The prover: records a training as a proof directory.
-
-Everything that trains happens in fresh processes of the recorded profile; this module holds the key, signs,
-and writes what they report. The attestation is written last, so a crash leaves no half proof.
-"""
+"""One recording: builds, the control run, the genesis, and the training that follows it."""
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pol import canonical, messages, seeds
 from pol.declaration import difference
-from pol.digest import Digest
 from pol.errors import IntegrityError, PolError, ReplayError, StoreError, UsageError
-from pol.executors.local import Executor, LocalProcess
+from pol.executors.local import Executor
 from pol.interval import Origin
 from pol.keys import SigningKey
 from pol.merkle import tree
@@ -35,9 +27,9 @@ from pol.proof.genesis import (
     genesis_digest,
     recipe_digest,
 )  # fmt: skip
-from pol.replay.recipe import Recipe, reference_of, split_reference
+from pol.replay.recipe import split_reference
 from pol.replay.sources import local_sources
-from pol.unfinished import Unfinished, open_unfinished
+from pol.unfinished import Unfinished
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (phase, done, total or None)."""
@@ -48,98 +40,7 @@ CONTROL_STEPS = 3
 E = TypeVar("E", bound=messages.Event)
 
 
-@dataclass(frozen=True)
-class Proof:
-    """A proof directory that this process has written. ``attestation`` is None before the training is done."""
-
-    path: Path
-    genesis: Digest
-    attestation: Digest | None
-
-
-def record(
-    recipe: Recipe | str,
-    out: Path | str,
-    *,
-    key: SigningKey | Path | str,
-    every: int,
-    keep: int = 1,
-    beacon: bytes | None = None,
-    resume: bool = False,
-    settings: dict[str, Any] | None = None,
-    profile: Profile | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
-    until_genesis: bool = False,
-) -> Proof:
-    """Record a training.
-
-    Args:
-        recipe: A recipe, or its reference (``path/to/file.py:Name`` or ``package.module:Name``).
-        out: The proof directory to write; new, unless ``resume``.
-        key: Signs genesis and attestation (a key, or its PEM file); another key makes another run.
-        every: k, the steps of an interval.
-        keep: K, every how many intervals the state is kept in the proof.
-        beacon: 32 bytes that a verifier gave for this genesis; None: the claimant chose the randomness.
-        resume: Go on with an unfinished recording.
-        settings: Constructor arguments, for a recipe given by reference.
-        profile: Flags of the training process; by default one thread per core.
-        progress: Told how far it is.
-        executor: Where to train; by default a process on this machine.
-        until_genesis: Stop when the genesis is signed, so that a verifier can answer it with a nonce.
-
-    Raises:
-        UsageError: it cannot be recorded as asked.
-        ReplayError: the program failed, diverged, or cannot be entered again.
-        StoreError: the disk refused; what is written can be resumed.
-    """
-    if every < 1 or keep < 1:
-        raise UsageError(f"every={every} and keep={keep} must be at least 1")
-    if beacon is not None and len(beacon) != 32:
-        raise UsageError(f"a beacon has 32 bytes (64 hexadecimal digits), not {len(beacon)}")
-    if not isinstance(key, SigningKey):
-        key = SigningKey.load(Path(key))
-    if isinstance(recipe, Recipe):
-        if settings is not None:
-            raise UsageError("settings go with a recipe given by reference; this recipe already has its arguments")
-        reference, settings = reference_of(recipe), recipe.configuration
-    else:
-        reference = recipe
-    split_reference(reference)
-    tagged = {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
-    chosen = profile or Profile(threads=available_cores())
-    with open_unfinished(Path(out), key, resume=resume) as files:
-        if files.complete:
-            raise UsageError(f"{out} holds a complete proof already: there is nothing to resume")
-        with _Executing(executor, files.genesis.profile if files.genesis else chosen) as running:
-            job = _Recorder(files, running, reference, tagged, key, progress or (lambda *_: None))
-            genesis = job.genesis(chosen, every, keep)
-            if until_genesis:
-                return Proof(files.path, genesis_digest(genesis), None)
-            job.train(genesis, files.settle_beacon(beacon))
-            return Proof(files.path, genesis_digest(genesis), files.attest(genesis, key))
-
-
-def available_cores() -> int:
-    """Cores that this process may use: what torch would use by itself."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Executing:
-    """The caller's executor, or a process of our own that is closed at the end."""
-
-    def __init__(self, given: Executor | None, profile: Profile) -> None:
-        self._given, self._own = given, None if given else LocalProcess(profile)
-
-    def __enter__(self) -> Executor:
-        return self._given or self._own  # type: ignore[return-value]
-
-    def __exit__(self, *_: object) -> None:
-        if self._own:
-            self._own.close()
-
-
-class _Recorder:
+class Recorder:
     """One recording: its files, its process, its program."""
 
     def __init__(
