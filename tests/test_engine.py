@@ -30,10 +30,12 @@ PROGRAMS = {
     "zoo_states.py:Generators": 12,
     "zoo_states.py:Lbfgs": 12,
     "zoo_schedules.py:OneCycle": 12,
-    "zoo_schedules.py:TopOfEpoch": 12,
+    "zoo_schedules.py:TopOfNextEpochs": 12,
     "zoo_schedules.py:PlateauAndDecay": 24,
     "zoo_schedules.py:ByHandBesideASchedule": 12,
     "zoo_loops.py:Accumulating": 9,
+    "zoo_loops.py:TopOfEpoch": 12,
+    "zoo_loops.py:WarmsUp": 12,
     "zoo_loops.py:CustomCollate": 12,
     "zoo_loops.py:GlobalRandomness": 12,
 }

@@ -35,7 +35,7 @@ class NobodyTrains:
     """An auditor that must never be asked: what is changed is found before anything is trained."""
 
     def __init__(self):
-        self.settings = {}
+        self.name, self.settings = "Toy", {}
 
     def sources(self):
         return local_sources(RECIPE)
@@ -458,12 +458,11 @@ EXTREME = {
     "batch size": (declared(batch_size=HUGE), "epochs and batches make 2"),
     "control": (of_genesis("control", steps=14), "the control run has 14 steps; format v1 takes 3"),
     "weak control": (of_genesis("control", steps=1), "the control run has 1 steps; format v1 takes 3"),
-    "threads": (of_genesis("profile", threads=1024), "1024 threads, the policy allows 64"),
     "schedule": (
         lambda forger: forger.replace(1, schedules={"scheduler": HUGE}),
         "a schedule was stepped too often to be honest",
     ),
-    "skipped": (lambda forger: forger.replace(1, skipped=[HUGE]), "rates or skipped steps"),
+    "skipped": (lambda forger: forger.replace(1, skipped=[HUGE]), "rates, loss or skipped steps"),
     "recipe digest": (of_genesis("recipe", sources={}), "the recipe digest is not that of the listed sources"),
 }
 

@@ -1,6 +1,7 @@
 """The recipe digest: every local module that the recipe's code imports is in it, and nothing comes in past it."""
 
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -199,7 +200,7 @@ def test_a_verifier_with_another_source_is_told_which(changed, plant, tmp_path):
     plant(**{changed: files[changed] + "\n# a comment is a change, too\n"})
     report = check(tmp_path / "p", reference)
     assert report.verdict is Verdict.INCONCLUSIVE
-    assert f"module {changed.replace('__', '.')} of the registered recipe differs from yours" in report.reason()
+    assert re.search(rf"module {re.escape(changed.replace('__', '.'))} .*differs", report.reason())
 
 
 # --- a program is entered as in a fresh process

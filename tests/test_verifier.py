@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from pol.auditor import LocalAuditor
 from pol.errors import RejectedProof, UsageError
 from pol.keys import SigningKey
+from pol.messages import Failed, Finished, Recorded
 from pol.profile import Profile
 from pol.proof.policy import EXACT, Challenge, Policy, policy_digest
 from pol.proof.report import Report, Step, Verdict, decide, step_status
@@ -94,7 +95,12 @@ def test_who_signed(long_proof, key):
 
 def test_who_chose_the_randomness(long_proof):
     assert check(long_proof).assurance.level == "self-seeded"
-    assert check(long_proof, Policy(beacon=BEACON.hex(), challenge=FEW)).assurance.level == "verifier-seeded"
+    unbound = check(long_proof, Policy(beacon=BEACON.hex(), challenge=FEW))
+    assert (unbound.verdict, unbound.assurance.level) == (Verdict.ACCEPT, "self-seeded")
+    named = Policy(beacon=BEACON.hex(), genesis=unbound.genesis, challenge=FEW)
+    assert check(long_proof, named).assurance.level == "verifier-seeded"
+    moved = check(long_proof, Policy(beacon=BEACON.hex(), genesis="sha256:" + "0" * 64, challenge=FEW))
+    assert (moved.verdict, moved.caught_by, moved.assurance.level) == (Verdict.REJECT, 1, "none")
     other = check(long_proof, Policy(beacon="ff" * 32, challenge=FEW))
     assert (other.verdict, other.caught_by, other.assurance.level) == (Verdict.REJECT, 1, "none")
 
@@ -112,20 +118,37 @@ def test_settings_that_the_verifier_insists_on(long_proof):
     assert "lr" in report.reason()
 
 
+@pytest.mark.parametrize(("value", "verdict"), [(1, Verdict.REJECT), (True, Verdict.REJECT), (0.1, Verdict.ACCEPT)])
+def test_settings_are_values_of_one_kind(long_proof, value, verdict):
+    assert check(long_proof, Policy(challenge=FEW), settings={"lr": value}).verdict is verdict
+    unknown = check(long_proof, Policy(challenge=FEW), settings={"no_such": None})
+    assert (unknown.verdict, unknown.caught_by) == (Verdict.REJECT, 4)
+
+
+def test_a_class_of_another_name_is_rejected(long_proof, tmp_path):
+    two = tmp_path / "linear.py"
+    two.write_text(Path(RECIPE.rpartition(":")[0]).read_text())
+    auditor = LocalAuditor(f"{two}:Other", executor=InProcess())
+    report = verify(long_proof, auditor=auditor)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 4)
+    assert "registered for recipe Linear, you named Other" in report.reason()
+
+
 def test_another_recipe_is_inconclusive_and_named(long_proof, tmp_path):
     changed = tmp_path / "linear.py"
     changed.write_text(Path(RECIPE.rpartition(":")[0]).read_text().replace("0.9", "0.8"))
     report = verify(long_proof, auditor=LocalAuditor(f"{changed}:Linear", executor=InProcess()))
     assert (report.verdict, report.caught_by) == (Verdict.INCONCLUSIVE, None)
     assert "module linear" in report.reason()
-    assert "differs from yours" in report.reason()
+    assert "differs from the registered one" in report.reason()
     assert [step.status for step in report.steps[4:7]] == ["not run"] * 3
 
 
 def test_too_many_threads_are_refused(long_proof):
     assert check(long_proof, Policy(max_threads=1, challenge=FEW)).verdict is Verdict.ACCEPT
     report = check(long_proof, Policy(max_threads=0, challenge=FEW))
-    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 4)
+    assert (report.verdict, report.caught_by) == (Verdict.INCONCLUSIVE, None)
+    assert "the policy allows 0" in report.reason()
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"threads": 10**6}, Profile)
 
@@ -213,6 +236,76 @@ def test_deciding_needs_every_step():
     ):
         assert decide([*passed[:6], Step(7, "", status, [])]) is verdict
     assert decide([Step(1, "", "failed", []), Step(2, "", "unable", [])]) is Verdict.REJECT
+
+
+class Altered(LocalAuditor):
+    """An auditor whose replays go through ``change``, with the number of the replay."""
+
+    def __init__(self, change):
+        super().__init__(RECIPE, executor=InProcess())
+        self.change, self.number = change, 0
+
+    def replay(self, *args):
+        self.number += 1
+        return self.change(self.number, super().replay(*args))
+
+
+def test_two_replays_that_differ_have_failed(long_proof):
+    """A wrong result is not mended by a second replay that was only taken because the first stopped."""
+
+    def change(number, events):
+        first = True
+        for event in events:
+            if number == 1 and isinstance(event, Recorded):
+                if not first:
+                    yield Failed(kind="Killed", message="no such luck")
+                    return
+                first = False
+                wrong = msgspec.structs.replace(event.interval, loss="0.25")
+                event = msgspec.structs.replace(event, interval=wrong)
+            yield event
+
+    report = verify(long_proof, auditor=Altered(change))
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7)
+    assert "other values for the loss" in report.reason()
+
+
+def test_a_replay_that_stops_once_may_be_taken_again(long_proof):
+    def change(number, events):
+        for event in events:
+            if number == 1 and isinstance(event, Recorded):
+                yield Failed(kind="Killed", message="no such luck")
+                return
+            yield event
+
+    assert verify(long_proof, auditor=Altered(change)).verdict is Verdict.ACCEPT
+    always = verify(long_proof, auditor=Altered(lambda _, events: change(1, events)), policy=Policy(challenge=FEW))
+    assert (always.verdict, always.caught_by) == (Verdict.REJECT, 7)
+    assert "the replay stopped: no such luck" in always.reason()
+
+
+def test_a_replay_that_yields_nothing_shows_nothing(long_proof):
+    silent = verify(long_proof, auditor=Altered(lambda _, events: iter(())), policy=Policy(challenge=FEW))
+    assert silent.verdict is Verdict.REJECT
+    done = verify(long_proof, auditor=Altered(lambda _, events: iter([Finished()])), policy=Policy(challenge=FEW))
+    assert done.verdict is Verdict.REJECT
+
+
+def test_modules_outside_the_digest_are_rejected(long_proof):
+    def change(_, events):
+        for event in events:
+            yield Finished(undeclared=["hidden"]) if isinstance(event, Finished) else event
+
+    report = verify(long_proof, auditor=Altered(change), policy=Policy(challenge=FEW))
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7)
+    assert "the local module hidden" in report.reason()
+
+    class Hidden(LocalAuditor):
+        def build(self, *args):
+            return msgspec.structs.replace(super().build(*args), undeclared=["hidden"])
+
+    report = verify(long_proof, auditor=Hidden(RECIPE, executor=InProcess()), policy=Policy(challenge=FEW))
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 5)
 
 
 def test_policies_have_digests():

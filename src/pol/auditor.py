@@ -25,6 +25,8 @@ from pol.replay.sources import local_sources
 class Auditor(Protocol):
     """What a verification asks of whoever can train."""
 
+    name: str
+    """Class name of the verifier's recipe."""
     settings: dict[str, Any]
     """Constructor arguments that the verifier insists on, tagged; those it leaves out are the registered ones."""
 
@@ -60,7 +62,7 @@ class LocalAuditor:
     ) -> None:
         given = recipe.configuration if isinstance(recipe, Recipe) else settings or {}
         self._reference = reference_of(recipe) if isinstance(recipe, Recipe) else recipe
-        split_reference(self._reference)
+        self.name = split_reference(self._reference)[1]
         self.settings = {name: canonical.tag(value, name) for name, value in given.items()}
         self._executor = executor
         self._processes: dict[Profile, LocalProcess] = {}

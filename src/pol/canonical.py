@@ -18,6 +18,9 @@ from pol.errors import FormatError
 
 T = TypeVar("T")
 
+MAX_DEPTH = 64
+"""Deepest nesting that is read: what is signed here has a dozen levels, and each level costs stack where it is used."""
+
 MAX_SAFE_INTEGER = 2**53 - 1
 """Largest integer that every JSON reader keeps exact (RFC 8785 section 3.2.2.3, RFC 7493)."""
 
@@ -42,7 +45,10 @@ def decode(data: bytes, type_: type[T], *, what: str, limit: int) -> T:
         raise FormatError(f"{what}: {len(data)} bytes, more than the limit of {limit}")
     try:
         value = msgspec.json.decode(data, type=type_, strict=True)
-        again = encode(value)
+        plain = msgspec.to_builtins(value, str_keys=True)
+        if _depth(plain) > MAX_DEPTH:
+            raise FormatError(f"{what}: nested more than {MAX_DEPTH} deep")
+        again = rfc8785.dumps(plain)
     except RecursionError:
         raise FormatError(f"{what}: nested too deeply") from None
     except (msgspec.MsgspecError, rfc8785.CanonicalizationError, UnicodeError, ValueError) as error:
@@ -53,6 +59,19 @@ def decode(data: bytes, type_: type[T], *, what: str, limit: int) -> T:
             f"differ from the canonical encoding near byte {_first_difference(again, data)}"
         )
     return value
+
+
+def _depth(value: Any) -> int:
+    """Deepest nesting of a plain value, found without recursion."""
+    depth, level = 0, [value]
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, list | dict)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]:
+        depth += 1
+    return depth
 
 
 def _first_difference(a: bytes, b: bytes) -> int:

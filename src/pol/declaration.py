@@ -73,8 +73,6 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 def difference(expected: Declaration, found: Declaration) -> str | None:
     """The first field in which two declarations differ, for a message; None if they are equal."""
-    if expected == found:
-        return None
     return _difference(msgspec.to_builtins(expected), msgspec.to_builtins(found), "declaration")
 
 
@@ -84,4 +82,4 @@ def _difference(a: Any, b: Any, where: str) -> str | None:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
         return next((d for i, (x, y) in pairs if (d := _difference(x, y, f"{where}[{i}]"))), None)
-    return None if a == b else f"{where}: {str(a)[:120]} became {str(b)[:120]}"
+    return None if type(a) is type(b) and a == b else f"{where}: {str(a)[:120]} became {str(b)[:120]}"

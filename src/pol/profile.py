@@ -13,6 +13,11 @@ import msgspec
 Fact = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._+ ()-]{1,64}$")]
 
 
+MAX_THREADS = 64
+"""Most threads that a recording takes by itself and that a verifier gives by default: with more, steps of the models
+that one machine trains gain nothing."""
+
+
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Flags of a training process; ``native`` leaves the choice to the machine."""
 

@@ -13,7 +13,7 @@ from pol.proof import genesis as genesis_format
 from pol.proof.container import Placed, header_length, parse_header
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis
-from pol.statetree import WEIGHTS
+from pol.proof.released import released
 from pol.store import ATTESTATION, GENESIS, ProofDirectory, checkpoint_path
 
 _CHUNK = 1 << 24
@@ -38,12 +38,10 @@ def write_model(proof: Path | str, out: Path | str) -> int:
     spec = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS).spec
     if spec.release is None:
         raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
-    prefix = spec.release.part + "."
     name = checkpoint_path(spec.steps)
-    slots = _weights(store, name, prefix)
-    for alias, target in spec.declaration.aliases.items():
-        if alias.startswith(prefix) and target.removeprefix(prefix) in slots:
-            slots[alias.removeprefix(prefix)] = slots[target.removeprefix(prefix)]
+    size = (store.path / name).stat().st_size
+    header = store.read_range(name, 8, 8 + header_length(store.read_range(name, 0, 8), size, name))
+    slots, _ = released(spec.declaration, spec.release.part, parse_header(header, size, name))
     temporary = Path(f"{out}.tmp")
     with temporary.open("wb") as file:
         file.write(_header(slots))
@@ -52,16 +50,6 @@ def write_model(proof: Path | str, out: Path | str) -> int:
                 file.write(store.read_range(name, begin, min(begin + _CHUNK, slot.end)))
     temporary.replace(out)
     return len(slots)
-
-
-def _weights(store: ProofDirectory, name: str, prefix: str) -> dict[str, Placed]:
-    size = (store.path / name).stat().st_size
-    header = store.read_range(name, 8, 8 + header_length(store.read_range(name, 0, 8), size, name))
-    return {
-        slot.entry.name.removeprefix(prefix): slot
-        for slot in parse_header(header, size, name)
-        if slot.entry.kind in WEIGHTS and slot.entry.name.startswith(prefix)
-    }
 
 
 def _header(slots: dict[str, Placed]) -> bytes:

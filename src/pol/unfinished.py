@@ -33,6 +33,7 @@ from pol.store import (
     ATTESTATION,
     CHECKPOINTS,
     DATASET,
+    FILES,
     GENESIS,
     JOURNAL,
     LOCK,
@@ -218,9 +219,8 @@ class Unfinished:
         journal = self._journal()
         self._write_journal(_with(journal, finished=_now(), asides=self._asides))
         directory = ProofDirectory(self.path)
-        (self.path / LOCK).unlink(missing_ok=True)
         log = parse_log(directory.read(LOG, MAX_LOG_FILE))
-        digests = {name: self._digests.get(name) or directory.sha256(name) for name in sorted(directory.files())}
+        digests = {name: self._digests.get(name) or directory.sha256(name) for name in self._names()}
         statement = Statement(
             subject=[Subject(name=n, digest=Sha256(d.partition(":")[2])) for n, d in digests.items()],
             predicate=Predicate(
@@ -235,6 +235,11 @@ class Unfinished:
         )
         write_atomically(self.path / ATTESTATION, key.sign(canonical.encode(statement), PAYLOAD_TYPE))
         return attestation_digest(statement)
+
+    def _names(self) -> list[str]:
+        """Every file of the proof but the attestation."""
+        files = [name for name in FILES if name != ATTESTATION and (self.path / name).exists()]
+        return sorted([*files, *(f"{CHECKPOINTS}/{file.name}" for file in self.checkpoints.iterdir())])
 
     def _journal(self) -> Journal:
         return canonical.decode(

@@ -265,3 +265,36 @@ class Quiet(Evaluating):
 
     def evaluate(self, run, parts):
         pass
+
+
+class TopOfEpoch(Base):
+    """Changes weights, statistics and optimizer at the top of every epoch, which belongs to the step before."""
+
+    def train(self, run):
+        parts = run.attach(**self.build())
+        for _ in run.epochs(self.num_epochs):
+            with torch.no_grad():
+                parts.model[0].weight *= 0.5
+                parts.model(torch.ones(2, 4))
+            parts.optimizer.state.clear()
+            for batch in run.batches(self.data(), size=self.batch_size):
+                run.commit(loss=self.step(parts, batch))
+
+
+class WarmsUp(Base):
+    """Makes the optimizer's state before the first batch, and throws it away after the fourth."""
+
+    def build(self):
+        model = network()
+        return {"model": model, "optimizer": torch.optim.Adam(model.parameters(), lr=0.01)}
+
+    def train(self, run):
+        parts = run.attach(**self.build())
+        for parameter in parts.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        parts.optimizer.step()
+        for _ in run.epochs(self.num_epochs):
+            for batch in run.batches(self.data(), size=self.batch_size):
+                run.commit(loss=self.step(parts, batch))
+                if run.step == 3:
+                    parts.optimizer.state.clear()

@@ -29,6 +29,36 @@ class Looping(Base):
                 self.after(run, parts)
 
 
+class RateBesideSchedule(Looping):
+    """A schedule, and the rate changed by hand as well."""
+
+    def build(self):
+        parts = super().build()
+        schedule = torch.optim.lr_scheduler.StepLR(parts["optimizer"], 1000)
+        return {**parts, "scheduler": schedule}
+
+    def after(self, run, parts):
+        if run.step == 4:
+            parts.optimizer.param_groups[0]["lr"] *= 0.1
+        parts.scheduler.step()
+
+
+class Unfreezes(Looping):
+    """Freezes a layer in the middle of the run."""
+
+    def after(self, run, parts):
+        if run.step == 4:
+            next(parts.model.parameters()).requires_grad_(False)
+
+
+class StaysInEval(Looping):
+    """Evaluates without aside, and does not go back to training mode."""
+
+    def after(self, run, parts):
+        if run.step == 4:
+            parts.model.eval()
+
+
 class CountsSteps(Base):
     """A counter of the recipe's own that the loss depends on."""
 

@@ -73,7 +73,7 @@ class PerEpoch(Scheduled):
             parts.scheduler.step()
 
 
-class TopOfEpoch(PerEpoch):
+class TopOfNextEpochs(PerEpoch):
     """Stepped at the top of every epoch but the first: that still belongs to the step before."""
 
     def train(self, run):

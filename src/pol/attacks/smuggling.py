@@ -115,13 +115,14 @@ def state_rate(workshop: Workshop, out: Path) -> None:
 
 
 def schedule_count(workshop: Workshop, out: Path) -> None:
-    """A record claims that the schedule has not begun, and honest training goes on from that count."""
+    """A record claims that the schedule stood still for an interval, and honest training goes on from that count."""
     forger = workshop.record()
     step = _middle(forger)
-    counts = dict.fromkeys(forger.intervals[0].schedules, 0)
+    index = forger.first_interval(step) - 1
+    counts = forger.intervals[index - 1].schedules if index else dict.fromkeys(forger.intervals[0].schedules, 0)
     if not counts:
         raise UsageError("this attack needs a recipe with a schedule")
-    forger.replace(forger.first_interval(step) - 1, schedules=counts)
+    forger.replace(index, schedules=counts)
     workshop.train(forger, step)
     forger.seal(out, workshop.key)
 

@@ -106,6 +106,8 @@ def record(
         raise UsageError("--genesis-only and --beacon exclude each other: a beacon answers a genesis that is signed")
     if model is not None and not model.parent.is_dir():
         raise UsageError(f"--model {model}: there is no folder {model.parent}")
+    if model is not None and model.is_dir():
+        raise UsageError(f"--model {model} is a folder: name a file in it")
     nonce = output.hex32(beacon, "--beacon")
     settings = output.settings(set_)
     claims = _registered(out) if resume else None

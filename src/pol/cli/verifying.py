@@ -42,6 +42,10 @@ def verify(
     beacon: Annotated[
         str | None, typer.Option("--beacon", metavar="HEX", help="The 32 bytes that you gave for this genesis.")
     ] = None,
+    genesis: Annotated[
+        str | None,
+        typer.Option("--genesis", metavar="DIGEST", help="The genesis for which you gave the 32 bytes."),
+    ] = None,
     nonce: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +106,7 @@ def verify(
     if recipe is None:
         raise UsageError(_recipe_missing(proof))
     draws = {"strategy": strategy, "uniform": uniform, "weighted": weighted, "top": top}
-    policy = _policy(key, beacon, draws, max_steps, allow_constants, allow_file)
+    policy = _policy(key, beacon, genesis, draws, max_steps, allow_constants, allow_file)
     drawn, settings = output.hex32(nonce, "--nonce"), output.settings(set_)
     with progress() as tell:
         report = verifier.verify(
@@ -118,6 +122,7 @@ def verify(
 def _policy(
     key: list[str] | None,
     beacon: str | None,
+    genesis: str | None,
     draws: Mapping[str, object],
     max_steps: int | None,
     constants: str | None,
@@ -129,11 +134,12 @@ def _policy(
     from pol import digest, keys
     from pol.proof.policy import EXACT
 
-    for allowed in files or []:
+    for allowed in [*(files or []), *([genesis] if genesis else [])]:
         digest.raw(allowed)
     given = {
         "keys": tuple(map(keys.read_fingerprint, key or [])) or None,
         "beacon": (value := output.hex32(beacon, "--beacon")) and value.hex(),
+        "genesis": genesis,
         "challenge": msgspec.structs.replace(EXACT.challenge, **{k: v for k, v in draws.items() if v is not None}),
         "max_steps": max_steps,
         "constants": constants,

@@ -79,7 +79,7 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     finished: Annotated[str, msgspec.Meta(max_length=64)] | None
     resumes: list[Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]]
     """Steps from which the recording was taken up again."""
-    asides: int
+    asides: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
     beacon: Beacon
 
 

@@ -20,6 +20,10 @@ MAX_GENESIS = 64 * 2**20
 """Largest genesis: 64 MiB, room for the 10^5 named tensors of a very large model at some 300 bytes each."""
 
 
+CONTROL_STEPS = 3
+"""Steps of the control run, or all if the training has fewer: the third uses optimizer state and moved buffers."""
+
+
 class RecipeIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which code trains, and with which constructor arguments (tagged values)."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from pol import canonical
 from pol.digest import Digest, sha256
-from pol.profile import Profile
+from pol.profile import MAX_THREADS, Profile
 
+Natural = Annotated[int, msgspec.Meta(ge=0)]
 Strategy = Literal["all", "top-q", "uniform", "size-weighted", "mix"]
 
 
@@ -17,14 +18,18 @@ class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Which intervals to replay. First, last, largest and resumed windows are always among them."""
 
     strategy: Strategy = "mix"
-    top: int = 1
+    top: Natural = 1
     """Q: the largest windows of each kind in each stratum."""
-    uniform: int = 100
+    uniform: Natural = 100
     """Uniform draws: 100 that pass say that at most 3 % are forged, with 95 % confidence (attack study, section 8)."""
-    weighted: int = 60
+    weighted: Natural = 60
     """Size-weighted draws: they meet a jump that is hidden among many honest steps (attack study, section 8)."""
-    all_up_to: int = 150
+    all_up_to: Natural = 150
     """With no more intervals than this, ``mix`` replays all: sampling would save little (attack study, section 8)."""
+
+    def __post_init__(self) -> None:
+        if min(self.top, self.uniform, self.weighted, self.all_up_to) < 0:
+            raise ValueError("a challenge has no negative counts")
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -37,13 +42,16 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Fingerprints of trusted provers; empty: anybody's, and the report says whose."""
     beacon: str | None = None
     """The nonce (hex) that this verifier gave for this genesis; None: it gave none."""
+    genesis: str | None = None
+    """Digest of the genesis for which this verifier gave its nonce. Only with both is it known that the claimant had
+    signed before it knew the nonce."""
     challenge: Challenge = Challenge()
     constants: Literal["none", "buffers", "any"] = "buffers"
     """Which seed-independent tensors of several values a recipe may build. Buffers are masks and tables; constant
     *parameters* would be weights from elsewhere."""
     externals: tuple[str, ...] = ()
     """Digests of files that the build may read."""
-    max_threads: int = 64
+    max_threads: int = MAX_THREADS
     """Most threads that a replay is given: the profile is the prover's, the machine is the verifier's."""
     max_bytes: int = 2**40
     """Largest proof that is read: 1 TiB."""

@@ -16,7 +16,7 @@ from pol.digest import Digest
 from pol.errors import UsageError
 from pol.executors.local import Executor, LocalProcess
 from pol.keys import SigningKey
-from pol.profile import Profile
+from pol.profile import MAX_THREADS, Profile
 from pol.proof.genesis import genesis_digest
 from pol.prover.recorder import Progress, Recorder
 from pol.replay.recipe import Recipe, reference_of, split_reference
@@ -98,8 +98,9 @@ def record(
 
 
 def available_cores() -> int:
-    """Cores that this process may use: what torch would use by itself."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, as torch counts them; no more than a verifier gives without being asked."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
 
 
 class _Executing:

@@ -17,25 +17,23 @@ from pol.profile import Profile
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import Beacon
 from pol.proof.genesis import (
+    CONTROL_STEPS,
     Control,
     Dataset,
     Genesis,
     RecipeIdentity,
-    Release,
     Secret,
     Spec,
     genesis_digest,
     recipe_digest,
 )  # fmt: skip
+from pol.proof.released import released_part
 from pol.replay.recipe import split_reference
 from pol.replay.sources import local_sources
 from pol.unfinished import Unfinished
 
 Progress = Callable[[str, int, int | None], None]
 """Called with (phase, done, total or None)."""
-
-CONTROL_STEPS = 3
-"""Steps of the control run (design section 3.1): the third uses optimizer state and moved buffers."""
 
 E = TypeVar("E", bound=messages.Event)
 
@@ -64,8 +62,6 @@ class Recorder:
         first, second = self._build_twice(profile, r)
         declaration = first.declaration
         control = self._control(profile, first)
-        modules = [part.name for part in declaration.parts if part.kind == "module"]
-        release = "model" if "model" in modules else modules[0] if len(modules) == 1 else None
         sources = local_sources(self._reference)
         genesis = Genesis(
             claimant=self._key.public_pem,
@@ -82,7 +78,7 @@ class Recorder:
                 steps=declaration.epochs * declaration.steps_per_epoch(control.batches_per_step),
                 every=every,
                 keep=keep,
-                release=Release(part=release) if release else None,
+                release=released_part(declaration),
             ),
             profile=profile,
             platform=first.platform,

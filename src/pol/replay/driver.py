@@ -16,6 +16,7 @@ from pol.replay.data import Collate, Loader, Transform
 from pol.replay.frame import Arrival, Frame, Position
 from pol.replay.observer import Observer
 from pol.replay.parts import Parts
+from pol.replay.state import State
 
 
 class Arrived(BaseException):
@@ -43,6 +44,7 @@ class Driver:
         self._pending: tuple[float | None, list[float]] | None = None
         self._rates: list[float] | None = None
         self._asides = 0
+        self._flags: dict[str, bool] = {}
 
     # -- the public Run -----------------------------------------------------------------------------------------
 
@@ -153,7 +155,7 @@ class Driver:
 
     def finish(self) -> None:
         """The program has returned: close its last step."""
-        self._close()
+        self._close(final=True)
         if self._declaration is None:
             raise UsageError("train() returned without asking for a batch")
         expected = self._declaration.epochs * (self._steps_per_epoch() or 0)
@@ -169,6 +171,7 @@ class Driver:
             # Once more: what ran between attach and here (the top of an epoch) belongs to an earlier step.
             parts.restore(self._start.state)
             parts.schedules.held = False
+        self._flags = parts.flags()
         built = parts.capture()
         self._declaration = Declaration(
             parts=parts.describe(),
@@ -188,7 +191,7 @@ class Driver:
                 raise ReplayError(f"the program declared something else than before: {changed}")
         self._entered = True
 
-    def _close(self) -> None:
+    def _close(self, *, final: bool = False) -> None:
         if self._pending is None:
             return
         if self._open != self._batches_per_step and not self._epoch_is_over():
@@ -200,7 +203,20 @@ class Driver:
         self.step += 1
         if self._observer:
             parts = self._need_parts()
-            self._observer.closed(self.step - 1, loss, rates, parts.capture, dict(parts.counts))
+            take = parts.capture if final else self._capture
+            self._observer.closed(self.step - 1, loss, rates, take, dict(parts.counts))
+
+    def _capture(self) -> State:
+        """The state between two steps; what no state holds must be as it was when the program was entered."""
+        parts = self._need_parts()
+        now = parts.flags()
+        changed = [name for name in {**self._flags, **now} if self._flags.get(name) != now.get(name)]
+        if changed:
+            raise ReplayError(
+                f"before step {self.step}: {changed[0]} has changed since the training began. A replay enters with the "
+                "flags that build() gives: set requires_grad there, and evaluate inside run.aside()"
+            )
+        return parts.capture()
 
     def _epoch_is_over(self) -> bool:
         per_epoch = self._steps_per_epoch()

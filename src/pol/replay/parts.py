@@ -132,12 +132,27 @@ class Parts:
             ReplayError: a hyperparameter that was declared static has changed.
         """
         tensors = self._module_tensors()
+        self.schedules.check_rates()
         for optimizer in self._attached.values():
             optimizer.check_static()
             optimizer.capture(tensors)
         for part, thing in self._with_state_dict():
             add_value(part, flatten(thing.state_dict(), f"object/{part}", tensors), tensors)
         return State(tensors)
+
+    def flags(self) -> dict[str, bool]:
+        """What is trained and which modules are in training mode: fixed for a run, because no state holds it."""
+        found = {
+            f"{part}.{name}.requires_grad": p.requires_grad
+            for part, m in self.modules.items()
+            for name, p in m.named_parameters()
+        }
+        found |= {
+            f"{part}.{name}.training": inner.training
+            for part, m in self.modules.items()
+            for name, inner in m.named_modules()
+        }
+        return found
 
     def _with_state_dict(self) -> list[tuple[str, Any]]:
         return [*self._objects.items(), *self.schedules.stateful.items()]

@@ -44,6 +44,24 @@ class Schedules:
         """Whether the rates of ``optimizer`` are not a function of counted steps alone."""
         return any(schedule.optimizer is optimizer for schedule in self.stateful.values())
 
+    def check_rates(self) -> None:
+        """Refuse rates that a counted schedule did not set: a replay steps it from 0, and would not have them.
+
+        Raises:
+            ReplayError: names the schedule.
+        """
+        for name in self.counts:
+            self._check_rate(name)
+
+    def _check_rate(self, name: str) -> None:
+        schedule = self._all[name]
+        found = [float(group["lr"]) for group in schedule.optimizer.param_groups]
+        if [float(rate) for rate in getattr(schedule, "_last_lr", found)] != found:
+            raise ReplayError(
+                f"schedule {name!r}: the learning rate was also changed by hand; change it by the schedule alone, "
+                "or leave the schedule unattached and name lr in attach(dynamic=(...))"
+            )
+
     def repeat(self, counts: dict[str, int]) -> None:
         """Step each counted schedule from 0 as often as the record says.
 
@@ -66,6 +84,7 @@ class Schedules:
                     f"schedule {name!r}: step() was called with arguments; only step() can be counted and repeated"
                 )
             if not self.held:
+                self._check_rate(name)  # many schedules go on from whatever rate they find
                 original.step(this)
                 self.counts[name] += 1
 

@@ -114,7 +114,15 @@ def _steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         (1, lambda: (check(case) for check in AUTHENTICATE)),
         (2, lambda: iter([iter(opened.checks), authenticate.contents(case)])),
         (3, lambda: (check(case) for check in BIND)),
-        (4, lambda: iter([*(check(case) for check in SHAPE), shape.recipe(case, auditor.sources(), auditor.settings)])),
+        (
+            4,
+            lambda: iter(
+                [
+                    *(check(case) for check in SHAPE),
+                    shape.recipe(case, auditor.name, auditor.sources(), auditor.settings),
+                ]
+            ),
+        ),
         (5, lambda: iter([replayed.origin(case, auditor, measured_platform()), replayed.independence(case, auditor)])),
         (6, lambda: iter([replayed.challenge(case)])),
         (7, lambda: iter([replayed.audit(case, auditor, measured_platform())])),
@@ -185,12 +193,15 @@ def _assurance(case: Case, verdict: Verdict) -> Assurance:
     """How far an ACCEPT reaches."""
     if verdict is not Verdict.ACCEPT:
         return Assurance(level="none", statements=["Not accepted: nothing is assured."])
-    seeded = case.policy.beacon is not None
-    randomness = (
-        "The randomness follows from your nonce. If you gave it for this very genesis digest, nobody could choose it."
-        if seeded
-        else "The claimant chose the randomness (no nonce of yours): it may have tried many seeds and kept one."
-    )
+    nonce, seeded = case.policy.beacon is not None, None not in (case.policy.beacon, case.policy.genesis)
+    if seeded:
+        randomness = "The randomness follows from the nonce that you gave for this genesis: nobody could choose it."
+    elif nonce:
+        randomness = (
+            "Your nonce is used, but you did not name the genesis that you gave it for: it may have been known."
+        )
+    else:
+        randomness = "The claimant chose the randomness (no nonce of yours): it may have tried many seeds and kept one."
     key = (
         "You pinned the key." if case.policy.keys else "You pinned no key: the name behind it is for you to establish."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pol import canonical, keys
-from pol.errors import FormatError
+from pol.errors import AuthenticityError, FormatError
 from pol.proof import attestation, genesis
 from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL, Journal, Statement
 from pol.proof.container import header_length, parse_header
@@ -44,9 +44,11 @@ def contents(case: Case) -> Checks:
     yield passed("log", f"{len(case.log.intervals)} interval records")
     case.journal = canonical.decode(case.store.read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)
     case.secret = canonical.decode(case.store.read(SECRET, MAX_SECRET), Secret, what=SECRET, limit=MAX_SECRET)
+    for name, value in case.genesis.recipe.configuration.items():
+        canonical.untag(value, f"{GENESIS}: recipe.configuration.{name}")
+    if case.files.get(DATASET) != 32 * case.genesis.dataset.root.size:
+        raise FormatError(f"{DATASET}: not {case.genesis.dataset.root.size} leaves of 32 bytes, as {GENESIS} says")
     case.leaves = case.store.read(DATASET, MAX_DATASET)
-    if len(case.leaves) % 32:
-        raise FormatError(f"{DATASET}: {len(case.leaves)} bytes are not a list of 32-byte leaves")
     case.checkpoints = {}
     for name, size in sorted(case.files.items()):
         step = checkpoint_step(name)
@@ -77,8 +79,10 @@ def trusted_key(case: Case) -> Checks:
 
 
 def beacon(case: Case) -> Checks:
-    """Step 1: the run's randomness answers the verifier's nonce, if it gave one."""
+    """Step 1: the run's randomness answers the verifier's nonce, for the genesis that it gave it for, if it did."""
     given, used = case.policy.beacon, case.statement.predicate.beacon
+    if case.policy.genesis not in (None, case.genesis_digest):
+        raise AuthenticityError(f"this is genesis {case.genesis_digest}, not the one that you named")
     if used.kind == "none" and used.value != "00" * 32:
         raise FormatError(f"{ATTESTATION}: a beacon of kind none has value zero")
     if given is None:

@@ -12,6 +12,7 @@ from pol.digest import blake3_bytes, blake3_chunks
 from pol.errors import FormatError, IntegrityError, UsageError
 from pol.merkle import tree
 from pol.proof.container import Placed, header_length, parse_header
+from pol.proof.released import released
 from pol.statetree import StateRoot, state_root
 from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, SECRET, checkpoint_path
 from pol.verifier.case import Case, Checks, passed, require
@@ -102,30 +103,22 @@ def released_model(case: Case) -> Checks:
         raise IntegrityError(
             f"{case.model.name}: the genesis releases no model, so nothing shows that this one was trained"
         )
-    expected = _released(case, release.part)
+    expected, optional = _released(case, release.part)
     found = _model_entries(case)
-    prefix = release.part + "."
-    for full, first in case.genesis.spec.declaration.aliases.items():
-        alias, target = full.removeprefix(prefix), first.removeprefix(prefix)
-        if full.startswith(prefix) and alias in found and found.pop(alias) != expected.get(target):
-            raise IntegrityError(f"{case.model.name}: {alias} differs from {target}, to which it is tied")
     for name in sorted({*expected, *found}):
-        if expected.get(name) != found.get(name):
+        if expected.get(name) != found.get(name) and not (name in optional and name not in found):
             how = "is missing" if name not in found else "is not in the proof" if name not in expected else "differs"
             raise IntegrityError(f"{case.model.name}: {name} {how}: not the model that was trained")
-    yield passed("model", f"{case.model.name} is the last checkpoint's weights ({len(expected)} tensors)")
+    yield passed("model", f"{case.model.name} is the last checkpoint's weights ({len(found)} tensors)")
 
 
-def _released(case: Case, part: str) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    step = case.genesis.spec.steps
-    name, prefix = checkpoint_path(step), part + "."
+def _released(case: Case, part: str) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], set[str]]:
+    spec = case.genesis.spec
+    tensors, optional = released(spec.declaration, part, case.checkpoints.get(spec.steps, []))
+    contents = {id(slot): _content(case, checkpoint_path(spec.steps), slot) for slot in tensors.values()}
     return {
-        slot.entry.name.removeprefix(prefix): (
-            slot.entry.dtype, tuple(slot.entry.shape), _content(case, name, slot),
-        )
-        for slot in case.checkpoints.get(step, [])
-        if slot.entry.kind in ("parameter", "buffer") and slot.entry.name.startswith(prefix)
-    }  # fmt: skip
+        name: (slot.entry.dtype, tuple(slot.entry.shape), contents[id(slot)]) for name, slot in tensors.items()
+    }, optional
 
 
 def _model_entries(case: Case) -> dict[str, tuple[str, tuple[int, ...], bytes]]:

@@ -9,11 +9,11 @@ from typing import Literal
 
 import msgspec
 
-from pol import seeds
+from pol import canonical, seeds
 from pol.auditor import Auditor
 from pol.declaration import difference
 from pol.interval import Interval
-from pol.messages import Comparison, Controlled, Failed, Opened, Recorded, Registered, Segment, Stepped
+from pol.messages import Comparison, Controlled, Failed, Finished, Opened, Recorded, Registered, Segment, Stepped
 from pol.order import epoch_order, sample_list_digest
 from pol.profile import differences
 from pol.proof.challenge import draw
@@ -72,6 +72,14 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
     if isinstance(built, Failed):
         yield platform.mismatch("build", f"the recipe cannot be built: {built.message}")
         return
+    if built.undeclared:
+        yield failed(
+            "build", f"the recipe imports the local module {built.undeclared[0]}, which its digest does not cover"
+        )
+        return
+    if canonical.encode(built.configuration) != canonical.encode(genesis.recipe.configuration):
+        yield failed("build", "the registered constructor arguments are not all those that the recipe takes")
+        return
     changed = difference(genesis.spec.declaration, built.declaration)
     if changed:
         yield platform.mismatch("build", f"the recipe declares something else than the genesis: {changed}")
@@ -91,6 +99,9 @@ def independence(case: Case, auditor: Auditor) -> Checks:
     if isinstance(twice, Failed) or not twice.comparisons:
         yield unable("independence", twice.message if isinstance(twice, Failed) else "nothing was compared")
         return
+    if unknown := sorted(set(genesis.spec.constants) - {found.key for found in twice.comparisons}):
+        yield failed("independence", f"the declared constant {unknown[0]} is no entry of the state")
+        return
     for found in twice.comparisons:
         if objection := _objection(found, allowed, genesis.spec.constants):
             yield failed("independence", "{} {} ".format(*found.key.split("/", 1)) + objection)
@@ -104,6 +115,8 @@ def independence(case: Case, auditor: Auditor) -> Checks:
 
 def _objection(found: Comparison, allowed: str, declared: list[str]) -> str | None:
     """Why a tensor, built under two seeds, may hold something that was trained before; None if it may not."""
+    if found.size > _TELLING and found.equal != (found.key in declared):
+        return f"{'does not depend' if found.equal else 'depends'} on the seed, against what the genesis declares"
     if not found.equal:
         bound = CORRELATION_BOUND / math.sqrt(found.size)
         return (
@@ -113,8 +126,6 @@ def _objection(found: Comparison, allowed: str, declared: list[str]) -> str | No
         return None
     if allowed == "none" or (allowed == "buffers" and found.key.startswith(("parameter/", "optimizer/", "object/"))):
         return "has the same values under every seed: it comes from elsewhere"
-    if found.size > _TELLING and found.key not in declared:
-        return "has the same values under every seed, but is no declared constant"
     return None
 
 
@@ -173,10 +184,15 @@ def audit(case: Case, auditor: Auditor, platform: Platform) -> Checks:
         check = platform.mismatch("replay", f"the replay stopped: {problem}")
         case.intervals.append(_result(case, index, check.status, check.detail))
         waiting = waiting[1:]
-    case.intervals = sorted(
-        {result.index: result for result in case.intervals}.values(), key=lambda result: result.index
-    )
+    case.intervals = _worst(case.intervals)  # two replays that differ have failed
     yield from _summary(case)
+
+
+def _worst(results: list[IntervalResult]) -> list[IntervalResult]:
+    """One result per interval, in order: failed before unable before passed."""
+    ranked = sorted(results, key=lambda result: ("failed", "unable", "passed").index(result.status))
+    first = {result.index: result for result in reversed(ranked)}
+    return [first[index] for index in sorted(first)]
 
 
 def _summary(case: Case) -> Checks:
@@ -235,6 +251,11 @@ class _Replay:
                     finished += interval.stop == waiting[finished].stop
                 case Stepped(step=step):
                     case.progress("replaying", self._done + step, self._total)
+                case Finished(undeclared=[module, *_]):
+                    return (
+                        finished - 1,
+                        f"the recipe imports the local module {module}, which its digest does not cover",
+                    )
                 case Failed(message=message):
                     return finished, message
         return finished, None if finished == len(waiting) else "the replay ended early"

@@ -8,12 +8,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from pol import canonical
 from pol.digest import Digest
 from pol.errors import IntegrityError
 from pol.proof.challenge import Window
 from pol.proof.container import Placed
-from pol.proof.genesis import boundaries, kept, recipe_digest
+from pol.proof.genesis import CONTROL_STEPS, boundaries, kept, recipe_digest
 from pol.proof.policy import profile_objection
+from pol.proof.released import released_part
 from pol.statetree import FLOATING
 from pol.store import checkpoint_path
 from pol.verifier.case import Case, Checks, failed, passed, require, unable
@@ -33,10 +35,6 @@ _CHUNK = 1 << 24
 MAX_SCHEDULE_STEPS = 16
 """Most steps of a schedule for one batch. Honest loops take one for each batch, step or epoch; a bound because a
 replay steps the schedule that often from 0."""
-
-CONTROL_STEPS = 3
-"""Steps of a control run, or all of a shorter training (design section 3.1). Fewer would tell platforms apart
-less well, more would be work that no budget of the verifier's counts."""
 
 _NUMPY = {
     "F64": "<f8",
@@ -67,6 +65,8 @@ def arithmetic(case: Case) -> Checks:
         raise IntegrityError(
             f"the control run has {genesis.control.steps} steps; format v1 takes {min(CONTROL_STEPS, spec.steps)}"
         )
+    if spec.release != released_part(spec.declaration):
+        raise IntegrityError("the genesis releases another part than the model that the recipe declares")
     yield passed(
         "arithmetic", f"{spec.steps} steps: {spec.declaration.epochs} epochs of {total // spec.declaration.epochs}"
     )
@@ -87,13 +87,26 @@ def cover(case: Case) -> Checks:
         raise IntegrityError(
             f"the log's intervals end at {_few(found)}, the spec says {_few(expected)}: they must cover every step once"
         )
+    counted = {part.name: 0 for part in spec.declaration.parts if part.counted}
+    groups = sum(len(part.groups) for part in spec.declaration.parts)
     for interval in case.log.intervals:
-        length = interval.stop - interval.start
-        steps = sum(rate.steps for rate in interval.learning_rates)
-        if steps != length or not all(interval.start <= s < interval.stop for s in interval.skipped):
+        length, skipped = interval.stop - interval.start, interval.skipped
+        rates = interval.learning_rates
+        if (
+            sum(rate.steps for rate in rates) != length
+            or any(len(rate.values) > groups for rate in rates)
+            or skipped != sorted(set(skipped))
+            or not all(interval.start <= step < interval.stop for step in skipped)
+            or (interval.loss is None) != (len(skipped) == length)
+        ):
             raise IntegrityError(
-                f"interval {interval.start}–{interval.stop}: its rates or skipped steps are not of its {length} steps"
+                f"interval {interval.start}–{interval.stop}: its rates, loss or skipped steps are not of {length} steps"
             )
+        if interval.schedules.keys() != counted.keys() or any(interval.schedules[n] < counted[n] for n in counted):
+            raise IntegrityError(
+                f"interval {interval.start}–{interval.stop}: its schedules are not those of the recipe, or go backwards"
+            )
+        counted = interval.schedules
         if any(
             count > MAX_SCHEDULE_STEPS * spec.batches_per_step * interval.stop for count in interval.schedules.values()
         ):
@@ -124,12 +137,11 @@ def kept_states(case: Case) -> Checks:
 def measured(case: Case) -> Checks:
     """Every kept value is finite; how far each kind of state moved is measured here, never taken on trust."""
     steps = sorted(case.checkpoints)
-    origin = case.checkpoints[steps[0]]
-    infinite = _scan(case, steps[0], origin, None)
+    _scan(case, steps[0], case.checkpoints[steps[0]])
     case.windows = []
     for number, (before, after) in enumerate(pairwise(steps)):
         case.progress("measuring updates", number, len(steps) - 1)
-        _scan(case, after, case.checkpoints[after], infinite)
+        _scan(case, after, case.checkpoints[after])
         every = case.genesis.spec.every
         case.windows.append(
             Window(first=before // every, last=-(-after // every) - 1, sizes=_sizes(case, before, after))
@@ -139,9 +151,8 @@ def measured(case: Case) -> Checks:
     )
 
 
-def _scan(case: Case, step: int, placed: list[Placed], allowed: set[str] | None) -> set[str]:
-    """Refuse NaN anywhere, and infinities in trained tensors; returns the entries that hold infinities."""
-    infinite: set[str] = set()
+def _scan(case: Case, step: int, placed: list[Placed]) -> None:
+    """Refuse NaN anywhere, and infinities in trained tensors; buffers may hold them, and replay exactly."""
     for slot in placed:
         if slot.entry.dtype not in FLOATING:
             continue
@@ -149,18 +160,8 @@ def _scan(case: Case, step: int, placed: list[Placed], allowed: set[str] | None)
         for values in _values(case, step, slot):
             if np.isnan(values).any():
                 raise IntegrityError(f"{where} holds NaN")
-            if np.isinf(values).any():
-                infinite.add(slot.entry.key)
-        if slot.entry.key in infinite and slot.entry.kind in ("parameter", "optimizer"):
-            raise IntegrityError(f"{where} holds an infinity")
-        if (
-            slot.entry.key in infinite
-            and allowed is not None
-            and slot.entry.key not in allowed
-            and slot.entry.kind != "object"
-        ):
-            raise IntegrityError(f"{where} holds an infinity that the first state does not have")
-    return infinite
+            if slot.entry.kind in ("parameter", "optimizer") and np.isinf(values).any():
+                raise IntegrityError(f"{where} holds an infinity")
 
 
 def _sizes(case: Case, before: int, after: int) -> dict[str, float]:
@@ -204,37 +205,47 @@ def policy(case: Case) -> Checks:
     spec = case.genesis.spec
     if spec.rule != case.policy.rule:
         raise IntegrityError(f"the genesis fixes rule {spec.rule!r}, the policy demands {case.policy.rule!r}")
-    if objection := profile_objection(case.genesis.profile, case.policy):
-        raise IntegrityError(objection)
     for external in spec.declaration.external:
         if external.digest not in case.policy.externals:
             raise IntegrityError(
                 f"the build reads the file {external.name} ({external.digest}), which your policy does not allow: "
                 "weights could come in that way"
             )
+    if objection := profile_objection(case.genesis.profile, case.policy):
+        yield unable("policy", objection)
+        return
     yield passed("policy", f"rule, profile and inputs are within policy {case.policy.name!r}")
 
 
-def recipe(case: Case, sources: dict[str, Digest], settings: dict[str, object]) -> Checks:
+def recipe(case: Case, name: str, sources: dict[str, Digest], settings: dict[str, object]) -> Checks:
     """The registered recipe is the verifier's own, with the arguments that the verifier gave, if any."""
     registered = case.genesis.recipe
     for module in sorted({*registered.sources, *sources}):
         if registered.sources.get(module) != sources.get(module):
-            how = "is not part of yours" if module not in sources else "is not part of the registered one" if (
-                module not in registered.sources) else "differs from yours"  # fmt: skip
-            yield unable(
-                "recipe", f"module {module} of the registered recipe {how}; get the very source that was registered"
-            )
+            if module not in sources:
+                how = "is part of the registered recipe, not of yours: get it, and keep the file names"
+            elif module not in registered.sources:
+                how = f"is part of your recipe only; the registered one consists of {', '.join(registered.sources)}"
+            else:
+                how = "differs from the registered one: get the very source that was registered"
+            yield unable("recipe", f"module {module} {how}")
             return
+    if name != registered.name:
+        yield failed("recipe", f"the run was registered for recipe {registered.name}, you named {name}")
+        return
     for key, value in settings.items():
-        if registered.configuration.get(key) != value:
-            yield failed(
-                "recipe", f"the run was registered with {key}={registered.configuration.get(key)}, you expect {value}"
-            )
+        if key not in registered.configuration or not _same(registered.configuration[key], value):
+            was = canonical.untag(registered.configuration[key], key) if key in registered.configuration else "nothing"
+            yield failed("recipe", f"the run was registered with {key}={was}, you expect {canonical.untag(value, key)}")
             return
-    yield passed(
-        "recipe", f"{registered.name} and the {len(sources)} local modules it consists of are the ones you named"
-    )
+    yield passed("recipe", f"{name} and the {len(sources)} local modules it consists of are the ones you named")
+
+
+def _same(registered: object, expected: object) -> bool:
+    """Whether two tagged arguments are one value; 1 and 1.0 are, true and 1 are not."""
+    a, b = canonical.untag(registered, "argument"), canonical.untag(expected, "argument")
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (a, b))
+    return bool(a == b) if numbers else canonical.encode(registered) == canonical.encode(expected)
 
 
 def _few(numbers: list[int]) -> str:
