@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from factory import known_key
 from pol.auditor import LocalAuditor
@@ -73,6 +73,54 @@ def test_what_is_written_is_what_was_trained(train, tmp_path, dtype):
     out.write_bytes(data)
     report = verify(proof, auditor=auditor, model=out)
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 3)
+
+
+SHARED = """
+import torch
+from torch import nn
+from pol import Recipe
+
+class Whole(nn.Module):
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(2, 2)
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+class Shared(Recipe):
+    batch_size = 4
+    def data(self):
+        return [{"x": torch.ones(2) * i} for i in range(8)]
+    def build(self):
+        encoder = nn.Linear(2, 2)
+        model = Whole(encoder)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return {"encoder": encoder, "model": model, "optimizer": optimizer}
+    def step(self, parts, batch):
+        loss = parts.model(batch["x"]).pow(2).mean()
+        parts.optimizer.zero_grad()
+        loss.backward()
+        parts.optimizer.step()
+        return loss
+"""
+
+
+def test_tensors_that_stand_under_another_part_belong_to_the_model(tmp_path):
+    """The encoder is stored once, as a part of its own; a released model without it is not the model."""
+    recipe = tmp_path / "shared.py"
+    recipe.write_text(SHARED)
+    options = {"every": 1, "profile": Profile(threads=1), "executor": InProcess()}
+    record(f"{recipe}:Shared", tmp_path / "proof", key=known_key(1), **options)
+    out = tmp_path / "model.safetensors"
+    assert write_model(tmp_path / "proof", out) == 4
+    weights = load_file(out)
+    sys.modules["shared"].Shared().build()["model"].load_state_dict(weights)
+    auditor = LocalAuditor(f"{recipe}:Shared", executor=InProcess())
+    assert verify(tmp_path / "proof", auditor=auditor, model=out).verdict is Verdict.ACCEPT
+    save_file({name: tensor for name, tensor in weights.items() if name.startswith("head")}, out)
+    report = verify(tmp_path / "proof", auditor=auditor, model=out)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 3)
+    assert "encoder.bias is missing" in report.reason()
 
 
 def test_no_model_to_release(train, tmp_path):
