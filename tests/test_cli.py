@@ -308,6 +308,8 @@ def test_beacon_between_genesis_and_training(call, ask):
     seeded = shlex.split(made["next"])
     assert nonce in seeded
     report = ask(*seeded[1:])[1]
+    assert (report["verdict"], report["assurance"]["level"]) == ("ACCEPT", "self-seeded")
+    report = ask(*seeded[1:], "--genesis", genesis)[1]
     assert (report["verdict"], report["assurance"]["level"]) == ("ACCEPT", "verifier-seeded")
     other = ["5b" * 32 if word == nonce else word for word in seeded]
     assert ask(*other[1:])[1]["caught_by"] == 1
