@@ -206,6 +206,25 @@ def test_a_program_sees_its_own_step_and_epoch():
     assert seen == [7, 8, 9, 10, 11]
 
 
+def test_what_state_dict_leaves_out_is_state_but_no_weight():
+    kinds = {
+        key.rpartition(".")[2]: key.partition("/")[0]
+        for key in machine("zoo_states.py:NonPersistent").whole.state.tensors
+    }
+    assert (kinds["mask"], kinds["scale"]) == ("transient", "buffer")
+    kinds = {
+        key.rpartition(".")[2]: key.partition("/")[0] for key in machine("zoo_states.py:CausalMask").whole.state.tensors
+    }
+    assert (kinds["mask"], kinds["scale"]) == ("buffer", "transient")
+
+
+def test_tied_tensors_are_stored_once():
+    tied = machine("zoo_states.py:Tied").whole
+    assert tied.declaration.aliases == {"model.up.weight": "model.down.weight"}
+    assert "parameter/model.down.weight" in tied.state.tensors
+    assert not any("model.up.weight" in key for key in tied.state.tensors)
+
+
 # --- aside
 
 

@@ -146,7 +146,13 @@ def test_cut_again_and_again(begun, whole):
 
 @pytest.mark.parametrize(
     "name",
-    ["zoo_schedules.py:PlateauAndDecay", "zoo_loops.py:Accumulating", "zoo_states.py:Skipping", "zoo_states.py:Ema"],
+    [
+        "zoo_schedules.py:PlateauAndDecay",
+        "zoo_schedules.py:OneCycle",
+        "zoo_loops.py:Accumulating",
+        "zoo_states.py:Skipping",
+        "zoo_states.py:Ema",
+    ],
 )
 def test_cut_of_other_trainings(name, begun, whole):
     recipe = f"{ZOO}/{name}"
