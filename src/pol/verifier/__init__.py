@@ -45,7 +45,7 @@ from pol.proof.report import (
 )  # fmt: skip
 from pol.replay.recipe import Recipe
 from pol.store import ProofDirectory
-from pol.verifier import authenticate, bind, replayed, shape
+from pol.verifier import auditing, authenticate, bind, replayed, shape
 from pol.verifier.case import Case, Checks, failed
 
 Progress = Callable[[str, int, int | None], None]
@@ -125,7 +125,7 @@ def _steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         ),
         (5, lambda: iter([replayed.origin(case, auditor, measured_platform()), replayed.independence(case, auditor)])),
         (6, lambda: iter([replayed.challenge(case)])),
-        (7, lambda: iter([replayed.audit(case, auditor, measured_platform())])),
+        (7, lambda: iter([auditing.audit(case, auditor, measured_platform())])),
     ]
     for position, (number, checks) in enumerate(plan):
         step = _run(number, *checks())

@@ -1,0 +1,161 @@
+"""Step 7: what taking the steps of the challenged intervals again gives."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Literal
+
+import msgspec
+
+from pol import seeds
+from pol.auditor import Auditor
+from pol.interval import Interval
+from pol.messages import Failed, Finished, Opened, Recorded, Registered, Segment, Stepped
+from pol.order import epoch_order, sample_list_digest
+from pol.proof.report import Check, IntervalResult
+from pol.verifier.case import Case, Checks, failed, passed
+from pol.verifier.replayed import Platform, segments
+
+
+def audit(case: Case, auditor: Auditor, platform: Platform) -> Checks:
+    """Step 7: every challenged interval, taken again from its recorded state, ends in the recorded state."""
+    waiting = segments(case)
+    total = sum(segment.stop - segment.start for segment in waiting)
+    done = 0
+    again = False
+    while waiting:
+        replay = _Replay(case, platform, done, total)
+        finished, problem = replay.run(auditor, waiting)
+        done += sum(segment.stop - segment.start for segment in waiting[:finished])
+        waiting = waiting[finished:]
+        if problem is None:
+            break
+        if not again:  # what stops a replay must happen twice to count against the prover
+            again = True
+            continue
+        again = False
+        done += waiting[0].stop - waiting[0].start
+        index = waiting[0].start // case.genesis.spec.every
+        check = platform.mismatch("replay", f"the replay stopped: {problem}")
+        case.intervals.append(_result(case, index, check.status, check.detail))
+        waiting = waiting[1:]
+    case.intervals = _worst(case.intervals)  # two replays that differ have failed
+    yield from _summary(case)
+
+
+def _worst(results: list[IntervalResult]) -> list[IntervalResult]:
+    """One result per interval, in order: failed before unable before passed."""
+    ranked = sorted(results, key=lambda result: ("failed", "unable", "passed").index(result.status))
+    first = {result.index: result for result in reversed(ranked)}
+    return [first[index] for index in sorted(first)]
+
+
+def _summary(case: Case) -> Checks:
+    assert case.draws is not None
+    for status in ("failed", "unable"):
+        bad = [result for result in case.intervals if result.status == status]
+        if bad:
+            first = f"interval {bad[0].index} (steps {bad[0].start}–{bad[0].stop}): {bad[0].detail}"
+            yield Check(
+                "replay", status, f"{len(bad)} of {len(case.intervals)} replayed intervals {status}. First: {first}"
+            )
+    missing = set(case.draws.all()) - {result.index for result in case.intervals}
+    if missing and all(result.status == "passed" for result in case.intervals):
+        yield failed("replay", f"interval {min(missing)} was challenged, and no replay reached it")
+    if not missing and all(result.status == "passed" for result in case.intervals):
+        yield passed("replay", f"{len(case.intervals)} intervals end in the recorded states, with the recorded batches")
+
+
+def _result(
+    case: Case, index: int, status: Literal["passed", "failed", "unable", "not run"], detail: str
+) -> IntervalResult:
+    interval = case.log.intervals[index]
+    return IntervalResult(index, interval.start, interval.stop, status, detail)
+
+
+class _Replay:
+    """One replay job and the comparison of what it yields."""
+
+    def __init__(self, case: Case, platform: Platform, done: int, total: int) -> None:
+        self._case, self._platform, self._done, self._total = case, platform, done, total
+        self._orders: dict[int, list[int]] = {}
+
+    def run(self, auditor: Auditor, waiting: list[Segment]) -> tuple[int, str | None]:
+        """Replay segments until one stops; returns how many are done, and what stopped the next."""
+        case = self._case
+        genesis = case.genesis
+        registered = Registered(
+            declaration=genesis.spec.declaration,
+            batches_per_step=genesis.spec.batches_per_step,
+            every=genesis.spec.every,
+            batch_key=seeds.batch_key(case.r).hex(),
+        )
+        finished = 0
+        for event in auditor.replay(
+            genesis.profile, genesis.recipe.configuration, case.seed, registered, waiting, seeds.salt_key(case.r)
+        ):
+            match event:
+                case Opened(step=step, root=root):
+                    if root != case.log.intervals[step // genesis.spec.every - 1].root:
+                        return (
+                            finished,
+                            f"the checkpoint after {step} steps loads as another state than the log records",
+                        )
+                case Recorded(interval=interval, samples=samples):
+                    self._compare(interval, samples)
+                    finished += interval.stop == waiting[finished].stop
+                case Stepped(step=step):
+                    case.progress("replaying", self._done + step, self._total)
+                case Finished(undeclared=[module, *_]):
+                    return (
+                        finished - 1,
+                        f"the recipe imports the local module {module}, which its digest does not cover",
+                    )
+                case Failed(message=message):
+                    return finished, message
+        return finished, None if finished == len(waiting) else "the replay ended early"
+
+    def _compare(self, found: Interval, samples: list[str]) -> None:
+        case = self._case
+        index = found.start // case.genesis.spec.every
+        recorded = case.log.intervals[index]
+        if wrong := self._wrong_sample(found, samples):
+            case.intervals.append(_result(case, index, "failed", wrong))
+        elif msgspec.json.encode(found) == msgspec.json.encode(recorded):
+            case.intervals.append(_result(case, index, "passed", ""))
+        else:
+            fields = [name for name in Interval.__struct_fields__ if getattr(found, name) != getattr(recorded, name)]
+            names = {
+                "root": "the end state",
+                "batches": "the batches",
+                "loss": "the loss",
+                "learning_rates": "the learning rates",
+            }
+            what = " and ".join(names.get(name, name) for name in fields)
+            check = self._platform.mismatch("replay", f"taking the steps again gives other values for {what}")
+            case.intervals.append(_result(case, index, check.status, check.detail))
+
+    def _wrong_sample(self, found: Interval, samples: list[str]) -> str | None:
+        """The step whose samples are not those that the seed and the dataset root demand."""
+        if len(samples) != found.stop - found.start:
+            return "the replay does not account for the samples of every step"
+        for step, digest in enumerate(samples, start=found.start):
+            expected = sample_list_digest((i, self._leaf(i)) for i in self._indices(step))
+            if not hmac.compare_digest(digest, expected):
+                return (
+                    f"step {step} used samples that are not the committed ones: your recipe's dataset and the "
+                    "committed root disagree (if your copy of the data may be the wrong one, verify with the right one)"
+                )
+        return None
+
+    def _leaf(self, index: int) -> bytes:
+        return self._case.leaves[32 * index : 32 * index + 32]
+
+    def _indices(self, step: int) -> list[int]:
+        spec = self._case.genesis.spec
+        declaration, per_step = spec.declaration, spec.batches_per_step
+        epoch, within = divmod(step, declaration.steps_per_epoch(per_step))
+        if epoch not in self._orders:
+            self._orders = {epoch: epoch_order(self._case.seed, epoch, declaration.samples).tolist()}
+        last = min((within + 1) * per_step, declaration.batches_per_epoch)
+        return self._orders[epoch][within * per_step * declaration.batch_size : last * declaration.batch_size]
