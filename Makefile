@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format vectors bench clean
+.PHONY: help demo test test-unit test-all lint format vectors bench clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -23,6 +23,10 @@ demo: .venv/.stamp ## The whole story on real data, in a minute
 
 test: .venv/.stamp ## The tests without the slow ones
 	@$(BIN)/python -m pytest tests -m "not slow" -n 2
+
+# What starts processes of its own is left out; an auditor in this process takes its place.
+test-unit: .venv/.stamp ## The tests that stay in one process, in under a minute
+	@$(BIN)/python -m pytest tests -m "not slow" -n 2 $(foreach name,cli processes docs vectors benchmarks resume writer,--ignore=tests/test_$(name).py)
 
 test-all: lint ## Lint, types and every test
 	@$(BIN)/python -m pytest tests -n 2
