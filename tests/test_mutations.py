@@ -17,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from factory import RECIPE, check, factory
 from pol import canonical
 from pol.attacks.forger import Forger
+from pol.errors import FormatError
 from pol.proof import attestation, genesis
 from pol.proof.report import Verdict
 from pol.replay.sources import local_sources
 from pol.store import ProofDirectory
 from pol.verifier import verify
+from pol.verifier.case import passed
 
 FILES = ["genesis.json", "attestation.json", "log.jsonl", "journal.json", "secret.json", "dataset.bin"]
 CHECKPOINTS = [f"checkpoints/{step:012d}.safetensors" for step in (0, 6, 12, 14)]
@@ -463,6 +465,11 @@ EXTREME = {
         "a schedule was stepped too often to be honest",
     ),
     "skipped": (lambda forger: forger.replace(1, skipped=[HUGE]), "rates, loss or skipped steps"),
+    "skipped twice": (lambda forger: forger.replace(1, skipped=[3, 3]), "rates, loss or skipped steps"),
+    "no loss": (lambda forger: forger.replace(1, loss=None), "rates, loss or skipped steps"),
+    "schedule back": (lambda forger: forger.replace(1, schedules={"scheduler": 0}), "or go backwards"),
+    "other schedule": (lambda forger: forger.replace(1, schedules={"another": 6}), "are not those of the recipe"),
+    "no release": (spec(release=None), "releases another part than the model"),
     "recipe digest": (of_genesis("recipe", sources={}), "the recipe digest is not that of the listed sources"),
 }
 
@@ -472,6 +479,34 @@ EXTREME = {
 def test_signed_extremes_are_rejected_before_anything_is_trained(proof, tmp_path, kind):
     change, words = EXTREME[kind]
     assert_rejected(quick(altered(proof, tmp_path / "out", change)), words, step=4)
+
+
+STATED = {
+    "arguments left out": (of_genesis("recipe", configuration={}), "constructor arguments are not all"),
+    "a constant that is none": (spec(constants=["parameter/nonsense"]), "is no entry of the state"),
+    "a random tensor as constant": (spec(constants=["parameter/model.0.weight"]), "depends on the seed, against what"),
+}
+
+
+@pytest.mark.parametrize("kind", STATED)
+def test_what_the_genesis_states_of_the_build_is_compared(proof, tmp_path, kind):
+    """A prover that states it before training, so that the seed and all else follow from it."""
+    from pol.verifier import replayed
+
+    change, words = STATED[kind]
+    out = altered(proof, tmp_path / "out", change)
+    with pytest.MonkeyPatch.context() as patch:
+        if kind != "arguments left out":  # the seed is another with another genesis: look at the statement alone
+            patch.setattr(replayed, "origin", lambda *_: iter([passed("seed", "switched off")]))
+        assert_rejected(check(out), words, step=5)
+
+
+@pytest.mark.parametrize("depth", [65, 986])
+def test_nesting_that_parses_but_is_deep_is_refused(depth):
+    text = b"[" * depth + b"]" * depth
+    with pytest.raises(FormatError, match="nested"):
+        canonical.decode(text, list, what="file.json", limit=10_000)
+    assert canonical.decode(b"[" * 60 + b"]" * 60, list, what="file.json", limit=10_000)
 
 
 @bounded

@@ -64,13 +64,9 @@ def decode(data: bytes, type_: type[T], *, what: str, limit: int) -> T:
 def _depth(value: Any) -> int:
     """Deepest nesting of a plain value, found without recursion."""
     depth, level = 0, [value]
-    while level := [
-        inner
-        for outer in level
-        if isinstance(outer, list | dict)
-        for inner in (outer.values() if isinstance(outer, dict) else outer)
-    ]:
+    while containers := [inner for inner in level if isinstance(inner, list | dict)]:
         depth += 1
+        level = [i for outer in containers for i in (outer.values() if isinstance(outer, dict) else outer)]
     return depth
 
 
