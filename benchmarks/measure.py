@@ -196,11 +196,11 @@ class Auditor(LocalAuditor):
     seconds = 0.0
     steps = 0
 
-    def replay(self, *args: Any) -> Iterator[EventType]:
+    def replay(self, *args: Any, **options: Any) -> Iterator[EventType]:
         segments: list[Segment] = args[4]
         self.steps += sum(segment.stop - segment.start for segment in segments)
         started = time.perf_counter()
-        yield from super().replay(*args)
+        yield from super().replay(*args, **options)
         self.seconds += time.perf_counter() - started
 
 

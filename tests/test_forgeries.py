@@ -7,7 +7,6 @@ import pytest
 from safetensors.torch import load_file
 
 import pol.prover
-import pol.verifier
 from factory import EVERY, RECIPE, STEPS, check, factory
 from pol.attacks.attack import Attack
 from pol.attacks.registry import FAMILIES, REGISTRY
@@ -17,7 +16,7 @@ from pol.proof.genesis import Genesis, Spec
 from pol.proof.policy import Challenge, Policy
 from pol.proof.report import Verdict
 from pol.replay.inprocess import InProcess
-from pol.verifier import auditing, authenticate, bind, replayed, shape
+from pol.verifier import auditing, authenticate, bind, eight, origins, shape
 from pol.verifier.case import passed
 
 # -- switching checks off ---------------------------------------------------------------------------------------
@@ -33,14 +32,14 @@ class LenientGenesis(Genesis, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 def dropped(group, function):
     def switch(patch):
-        kept = tuple(f for f in getattr(pol.verifier, group) if f.__name__ != function.__name__)
-        assert len(kept) == len(getattr(pol.verifier, group)) - 1
-        patch.setattr(pol.verifier, group, kept)
+        kept = tuple(f for f in getattr(eight, group) if f.__name__ != function.__name__)
+        assert len(kept) == len(getattr(eight, group)) - 1
+        patch.setattr(eight, group, kept)
 
     return switch
 
 
-def passing(function, module=replayed):
+def passing(function, module=origins):
     """A check of steps 5 to 7 that always passes."""
 
     def switch(patch):
@@ -79,7 +78,7 @@ OFF = {
     "cover": dropped("SHAPE", shape.cover),
     "kept states": dropped("SHAPE", shape.kept_states),
     "finite": lambda patch: patch.setattr(shape, "_scan", lambda *_: set()),
-    "origin": passing(replayed.origin),
+    "origin": passing(origins.origin, origins),
     "audit": passing(auditing.audit, auditing),
     "samples": lambda patch: patch.setattr(auditing._Replay, "_wrong_sample", lambda *_: None),
     "measured": dropped("SHAPE", shape.measured),

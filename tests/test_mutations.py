@@ -491,13 +491,13 @@ STATED = {
 @pytest.mark.parametrize("kind", STATED)
 def test_what_the_genesis_states_of_the_build_is_compared(proof, tmp_path, kind):
     """A prover that states it before training, so that the seed and all else follow from it."""
-    from pol.verifier import replayed
+    from pol.verifier import origins
 
     change, words = STATED[kind]
     out = altered(proof, tmp_path / "out", change)
     with pytest.MonkeyPatch.context() as patch:
         if kind != "arguments left out":  # the seed is another with another genesis: look at the statement alone
-            patch.setattr(replayed, "origin", lambda *_: iter([passed("seed", "switched off")]))
+            patch.setattr(origins, "origin", lambda *_: iter([passed("seed", "switched off")]))
         assert_rejected(check(out), words, step=5)
 
 

@@ -338,7 +338,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 def test_arguments_cannot_change(begun, tmp_path):
     out = begun()
-    with pytest.raises(UsageError, match="has every=2 and keep=1, not 3 and 1"):
+    with pytest.raises(UsageError, match="has every=2, keep=1 and rule=exact, not 3, 1 and exact"):
         train(MOMENTUM, out, every=3, resume=True)
     with pytest.raises(UsageError, match="has every=2 and keep=1, not 2 and 4"):
         resume(out, keep=4)

@@ -245,9 +245,9 @@ class Altered(LocalAuditor):
         super().__init__(RECIPE, executor=InProcess())
         self.change, self.number = change, 0
 
-    def replay(self, *args):
+    def replay(self, *args, **options):
         self.number += 1
-        return self.change(self.number, super().replay(*args))
+        return self.change(self.number, super().replay(*args, **options))
 
 
 def test_two_replays_that_differ_have_failed(long_proof):

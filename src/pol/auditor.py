@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from pol import canonical
 from pol.digest import Digest
 from pol.errors import ReplayError
@@ -36,11 +38,18 @@ class Auditor(Protocol):
     def control(self, profile: Profile, configuration: dict[str, Any], seed: bytes, steps: int) -> Controlled | Failed:
         """The control run, here."""
 
-    def build(self, profile: Profile, configuration: dict[str, Any], seed: bytes) -> Built | Failed:
-        """The recipe built under a seed."""
+    def build(
+        self, profile: Profile, configuration: dict[str, Any], seed: bytes, declared: int | None = None
+    ) -> Built | Failed:
+        """The recipe built under a seed; its first weights under a declared one, if there is one."""
 
-    def build_twice(self, profile: Profile, configuration: dict[str, Any]) -> Built | Failed:
-        """The recipe built under two fresh seeds of the auditor's own, compared."""
+    def build_twice(self, profile: Profile, configuration: dict[str, Any], *, declared: bool = False) -> Built | Failed:
+        """The recipe built under two fresh seeds of the auditor's own (or two ``declared`` ones), compared."""
+
+    def own_builds(
+        self, profile: Profile, configuration: dict[str, Any], count: int, folder: Path
+    ) -> list[Path] | Failed:
+        """The recipe built under ``count`` further fresh seeds of the auditor's own, as checkpoint files."""
 
     def replay(
         self,
@@ -50,8 +59,12 @@ class Auditor(Protocol):
         registered: Registered,
         segments: list[Segment],
         salt_key: bytes,
+        *,
+        declared: int | None = None,
+        order: Path | None = None,
+        save: Path | None = None,
     ) -> Iterator[EventType]:
-        """Take the steps of segments again."""
+        """Take the steps of segments again, in the order of a file if there is one; ``save`` end states there."""
 
 
 class LocalAuditor:
@@ -83,8 +96,13 @@ class LocalAuditor:
             self._processes[profile] = LocalProcess(profile, isolated=True)
         return self._processes[profile].run(job)
 
-    def _program(self, profile: Profile, configuration: dict[str, Any], seed: bytes) -> Program:
-        return Program(reference=self._reference, configuration=configuration, seed=seed.hex(), profile=profile)
+    def _program(
+        self, profile: Profile, configuration: dict[str, Any], seed: bytes, declared: int | None = None
+    ) -> Program:
+        return Program(
+            reference=self._reference, configuration=configuration, seed=seed.hex(), profile=profile,
+            declared_seed=declared,
+        )  # fmt: skip
 
     def sources(self) -> dict[str, Digest]:
         """See ``Auditor``."""
@@ -95,17 +113,21 @@ class LocalAuditor:
         job = Control(program=self._program(profile, configuration, seed), steps=steps)
         return next(event for event in self._run(job) if isinstance(event, Controlled | Failed))
 
-    def build(self, profile: Profile, configuration: dict[str, Any], seed: bytes) -> Built | Failed:
+    def build(
+        self, profile: Profile, configuration: dict[str, Any], seed: bytes, declared: int | None = None
+    ) -> Built | Failed:
         """See ``Auditor``."""
-        job = Build(program=self._program(profile, configuration, seed))
+        job = Build(program=self._program(profile, configuration, seed, declared))
         return next(event for event in self._run(job) if isinstance(event, Built | Failed))
 
-    def build_twice(self, profile: Profile, configuration: dict[str, Any]) -> Built | Failed:
+    def build_twice(self, profile: Profile, configuration: dict[str, Any], *, declared: bool = False) -> Built | Failed:
         """See ``Auditor``."""
+        own = [secrets.randbelow(2**32) if declared else None for _ in range(2)]
+        programs = [self._program(profile, configuration, secrets.token_bytes(32), seed) for seed in own]
         with tempfile.TemporaryDirectory(prefix="pol-") as folder:
             path = str(Path(folder) / "built.safetensors")
-            first = Build(program=self._program(profile, configuration, secrets.token_bytes(32)), save=path)
-            second = Build(program=self._program(profile, configuration, secrets.token_bytes(32)), compare=path)
+            first = Build(program=programs[0], save=path)
+            second = Build(program=programs[1], compare=path)
             result: Built | Failed | None = None
             for job in (first, second):
                 result = next(event for event in self._run(job) if isinstance(event, Built | Failed))
@@ -115,6 +137,20 @@ class LocalAuditor:
             raise ReplayError("the training process gave no answer")
         return result
 
+    def own_builds(
+        self, profile: Profile, configuration: dict[str, Any], count: int, folder: Path
+    ) -> list[Path] | Failed:
+        """See ``Auditor``."""
+        begin = len(list(folder.glob("own-*")))
+        paths = [folder / f"own-{number}.safetensors" for number in range(begin, begin + count)]
+        for path in paths:
+            program = self._program(profile, configuration, secrets.token_bytes(32))
+            job = Build(program=program, save=str(path))
+            result = next(event for event in self._run(job) if isinstance(event, Built | Failed))
+            if isinstance(result, Failed):
+                return result
+        return paths
+
     def replay(
         self,
         profile: Profile,
@@ -123,11 +159,17 @@ class LocalAuditor:
         registered: Registered,
         segments: list[Segment],
         salt_key: bytes,
+        *,
+        declared: int | None = None,
+        order: Path | None = None,
+        save: Path | None = None,
     ) -> Iterator[EventType]:
         """See ``Auditor``."""
+        program = self._program(profile, configuration, seed, declared)
         job = Replay(
-            program=self._program(profile, configuration, seed), registered=registered, segments=segments,
-            salt_key=salt_key.hex(),
+            program=msgspec.structs.replace(program, order=None if order is None else str(order)),
+            registered=registered, segments=segments, salt_key=salt_key.hex(),
+            save=None if save is None else str(save),
         )  # fmt: skip
         with contextlib.closing(self._run(job)) as events:  # type: ignore[type-var]
             yield from events

@@ -22,6 +22,10 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     configuration: dict[str, Any]
     seed: str
     profile: Profile
+    declared_seed: int | None = None
+    """Draw the first weights under this number instead of the seed."""
+    order: str | None = None
+    """A file of dataset indices (u32le, epochs × samples) to use instead of the order that the seed gives."""
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +73,13 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True):
     batch_key: str
 
 
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """First weights from a model file (safetensors), for the part whose names it has."""
+
+    path: str
+    part: str
+
+
 class Train(Job, frozen=True, kw_only=True):
     """Record: take all steps from ``start``, write every ``keep``-th checkpoint into ``directory``."""
 
@@ -76,6 +87,7 @@ class Train(Job, frozen=True, kw_only=True):
     keep: int
     directory: str
     start: Segment
+    weights: Weights | None = None
 
 
 class Replay(Job, frozen=True, kw_only=True):
@@ -84,6 +96,8 @@ class Replay(Job, frozen=True, kw_only=True):
     registered: Registered
     segments: list[Segment]
     salt_key: str
+    save: str | None = None
+    """A folder for the end state of every interval, where the verifier compares more than digests."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):

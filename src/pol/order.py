@@ -10,6 +10,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from pol.digest import Digest, frame
+from pol.errors import FormatError
 from pol.seeds import expand
 
 
@@ -25,6 +26,18 @@ def keyed_permutation(key: bytes, size: int) -> NDArray[np.int64]:
 def epoch_order(seed: bytes, epoch: int, size: int) -> NDArray[np.int64]:
     """The order in which epoch ``epoch`` visits the ``size`` samples of the dataset."""
     return keyed_permutation(expand(seed, "pol/v1/order", epoch.to_bytes(8, "big")), size)
+
+
+def observed_order(data: bytes, size: int) -> NDArray[np.int64]:
+    """One epoch of an observed order: ``size`` u32le indices.
+
+    Raises:
+        FormatError: there are not so many, or one names a sample that the dataset does not have.
+    """
+    order = np.frombuffer(data, dtype="<u4").astype(np.int64) if len(data) == 4 * size else np.array([size])
+    if order.max(initial=0) >= size:
+        raise FormatError(f"order.bin: an epoch is not {size} indices of {size} samples")
+    return order
 
 
 def sample_list_digest(pairs: Iterable[tuple[int, bytes]]) -> Digest:

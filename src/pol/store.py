@@ -18,10 +18,11 @@ ATTESTATION = "attestation.json"
 JOURNAL = "journal.json"
 SECRET = "secret.json"
 DATASET = "dataset.bin"
+ORDER = "order.bin"
 CHECKPOINTS = "checkpoints"
 LOCK = ".recording"
 
-FILES = (GENESIS, LOG, ATTESTATION, JOURNAL, SECRET, DATASET)
+FILES = (GENESIS, LOG, ATTESTATION, JOURNAL, SECRET, DATASET, ORDER)
 _CHECKPOINT = re.compile(r"^checkpoints/(\d{12})\.safetensors$")
 _CHUNK = 1 << 20
 
@@ -110,6 +111,15 @@ class ProofDirectory:
         if not len(data) == size <= limit:
             raise FormatError(f"{name}: larger than the limit of {limit} bytes")
         return data
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FormatError: there is no such regular file.
+        """
+        with os.fdopen(self.open(name), "rb") as file:
+            return os.fstat(file.fileno()).st_size
 
     def read_range(self, name: str, begin: int, end: int) -> bytes:
         """Bytes ``[begin, end)`` of a file.

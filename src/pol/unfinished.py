@@ -39,6 +39,7 @@ from pol.store import (
     LOCK,
     LOG,
     MAX_LOG_FILE,
+    ORDER,
     SECRET,
     Lock,
     ProofDirectory,
@@ -91,7 +92,7 @@ def open_unfinished(path: Path, key: SigningKey, *, resume: bool) -> Iterator[Un
 
 def _never_begun(path: Path) -> bool:
     """Whether nothing is in a directory but what an attempt leaves that failed before its genesis was signed."""
-    leftovers = {LOCK, JOURNAL, SECRET, DATASET, CHECKPOINTS}
+    leftovers = {LOCK, JOURNAL, SECRET, DATASET, ORDER, CHECKPOINTS}
     folder = path / CHECKPOINTS
     return {file.name for file in path.iterdir()} <= leftovers and not (folder.is_dir() and any(folder.iterdir()))
 
@@ -103,6 +104,7 @@ class Unfinished:
         self.path = path.absolute()
         self.checkpoints = self.path / CHECKPOINTS
         self.leaves_path = self.path / DATASET
+        self.order_path = self.path / ORDER
         self.genesis = self._read_genesis(key)
         self._digests: dict[str, Digest] = {}
         self._asides = 0
@@ -134,6 +136,13 @@ class Unfinished:
         """Write the signed genesis: from now on nothing about the run can change."""
         write_atomically(self.path / GENESIS, envelope)
         self.genesis = genesis
+
+    def write_order(self, order: bytes | None) -> None:
+        """Write the claimant's own order, or remove what an earlier attempt left."""
+        if order is None:
+            self.order_path.unlink(missing_ok=True)
+        else:
+            write_atomically(self.order_path, order)
 
     def leaves(self) -> list[bytes]:
         """Leaf hashes of the dataset tree."""

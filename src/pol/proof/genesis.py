@@ -53,7 +53,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     keep: Positive
     """K: every K-th checkpoint is in the proof, beside the first and the last."""
     stop: Literal["steps"] = "steps"
-    rule: Literal["exact"] = "exact"
+    rule: Literal["exact", "tolerance"] = "exact"
+    """How replayed states are compared with recorded ones: equal bits, or within the verifier's limits."""
     release: Release | None
 
 
@@ -71,13 +72,30 @@ class Dataset(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     root: Root
 
 
-class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where each kind of randomness comes from; format v1 knows derived."""
+class DeclaredSeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="declared"):
+    """First weights drawn under a number that the claimant chose, as ``torch.manual_seed`` takes it."""
 
-    initialisation: Literal["derived"] = "derived"
-    order: Literal["derived"] = "derived"
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+    """32 bits: what Python's, numpy's and torch's generators all take."""
+
+
+class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where each kind of randomness comes from.
+
+    *derived*: from the seed of the run. Of the initialisation also: *declared*, a number of the claimant's; *given*,
+    weights that the verifier gave out; *observed*, weights from anywhere. Of the order also *observed*: indices that
+    the claimant chose, in ``order.bin``.
+    """
+
+    initialisation: Literal["derived", "given", "observed"] | DeclaredSeed = "derived"
+    order: Literal["derived", "observed"] = "derived"
     augmentation: Literal["derived"] = "derived"
     streams: Literal["derived"] = "derived"
+
+    @property
+    def origin(self) -> Literal["derived", "declared", "given", "observed"]:
+        """Kind of the initialisation."""
+        return "declared" if isinstance(self.initialisation, DeclaredSeed) else self.initialisation
 
 
 class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

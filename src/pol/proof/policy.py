@@ -1,4 +1,8 @@
-"""The policy: what a verifier demands. It is the verifier's own, and its digest stands in the report."""
+"""The policy: what a verifier demands. It is the verifier's own, and its digest stands in the report.
+
+A policy is a value; ``pol.policies`` reads it from a TOML file. Every field is a clause, and a further clause or a
+tighter one only ever turns acceptances into rejections, never the other way.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,26 @@ import msgspec
 
 from pol import canonical
 from pol.digest import Digest, sha256
-from pol.profile import MAX_THREADS, Profile
+from pol.errors import UsageError
+from pol.profile import MAX_THREADS
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
+Size = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
+"""A finite size: a limit that is not finite limits nothing."""
 Strategy = Literal["all", "top-q", "uniform", "size-weighted", "mix"]
+Rule = Literal["exact", "tolerance"]
+Initialisation = Literal["derived", "declared", "given", "observed"]
+Level = Literal["observed", "seed-declared", "self-seeded", "verifier-seeded"]
+
+LEVELS: tuple[Level, ...] = ("observed", "seed-declared", "self-seeded", "verifier-seeded")
+"""Assurance levels, from the weakest: who chose the first weights and the randomness."""
 
 
-class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A clause, or a group of clauses."""
+
+
+class Challenge(Struct, frozen=True):
     """Which intervals to replay. First, last, largest and resumed windows are always among them."""
 
     strategy: Strategy = "mix"
@@ -32,25 +49,121 @@ class Challenge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ValueError("a challenge has no negative counts")
 
 
-class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Limits(Struct, frozen=True):
+    """Rule ``tolerance``: the largest reproduction error (Euclidean, in float64) of one tensor over one interval.
+
+    ``min(relative * move, absolute * sqrt(n)) + floor * 2**-24 * norm`` where *move* is how far the replay moved the
+    tensor, *n* its elements and *norm* its Euclidean norm before the interval (float64 tensors: 2**-53).
+    """
+
+    relative: Size
+    """Share of the replayed move. Alone it is breakable: lr * weight_decay = 2 makes every move twice the weights."""
+    absolute: Size
+    """Root mean square over the elements. Alone it is breakable: smaller steps, and more of them, go anywhere."""
+    floor: Size = 4.0
+    """Rounding that is always allowed, in units of half a last place of the tensor's norm: without it a tensor that
+    hardly moves would fail honest runs (attack study, section 8: four)."""
+    loss: Size = 1e-3
+    """Largest error of a recorded mean loss, as a share of it plus one: it is a claim, nothing starts from it."""
+    drift: Size = 0.01
+    """Largest sum of all limits, as a share of the distance from the first weights to the last: what a forger could
+    move for free (attack study, section 11: one per cent)."""
+    reference: Size | None = None
+    """Largest error of all parameters together, as a share of the calibrated reference distance; needs one."""
+    refute: Size = 0.5
+    """On a machine that does not give the recorded profile, an error beyond the limits counts against the prover only
+    from this share of the move of all parameters on; below it the verdict is INCONCLUSIVE. Other kernels gave at most
+    0.02 at k = 10, forgeries without training 0.7 and more (measured baseline, C; attack study, section 1)."""
+
+
+class Bounds(Struct, frozen=True):
+    """Bounds of declared hyperparameters and sizes: outside of them a run proves little, however exact it is."""
+
+    learning_rate: Size | None = None
+    """Largest learning rate of any group at any step."""
+    rate_times_decay: Size | None = None
+    """Largest lr * weight_decay: at 2 every step turns the weights over (attack study, A19)."""
+    momentum: Size | None = None
+    """Largest momentum or beta; 1 never forgets what was put in."""
+    min_steps: Natural = 1
+    """Fewest steps of a run."""
+    max_every: Natural | None = None
+    """Largest k: tolerance loses its power with longer intervals (measured baseline, C)."""
+    moved: bool = False
+    """The weights must change in every window in which a learning rate is at least half a unit in the last place."""
+
+
+class Reference(Struct, frozen=True):
+    """The reference distances d_ref of a calibration: means over pairs of independent runs, parameters only."""
+
+    calibration: str
+    """Digest of the signed calibration."""
+    recipe: str
+    """Digest of the recipe that was calibrated."""
+    l1: Size
+    l2: Size
+    linf: Size
+    cos: Size
+
+
+class Paper(Struct, frozen=True):
+    """The verification of 2021: one global limit per metric, and the largest updates of each epoch."""
+
+    top: Natural = 2
+    """Q per epoch; 0 replays all (the code's default is 2)."""
+    level: Size = 0.01
+    """Significance level of the test of the first weights."""
+    fraction: Size | None = None
+    """delta as a fraction of d_ref (0.01 in the authors' text, 0.008 in their later code); needs a reference."""
+    delta: dict[str, Size] | None = None
+    """Absolute deltas by metric; without these and ``fraction``, the constants of the code."""
+
+
+class Policy(Struct, frozen=True):
     """What must hold for ACCEPT."""
 
     name: str = "exact"
-    version: int = 1
-    rule: Literal["exact"] = "exact"
+    version: int = 2
+    procedure: str = "eight-steps"
+    """Which registered procedure verifies."""
+    rule: Rule = "exact"
+    """The rule that the genesis must fix."""
     keys: tuple[str, ...] = ()
     """Fingerprints of trusted provers; empty: anybody's, and the report says whose."""
+    recipes: tuple[str, ...] = ()
+    """Digests of the allowed recipes; empty: the one that the verifier names, whatever it is."""
+    matmul: tuple[str, ...] = ()
+    """Allowed precisions of float32 matrix products (``highest``, ``high``, ``medium``); empty: any."""
+    dtypes: tuple[str, ...] = ()
+    """Allowed element types of parameters (``F32``, ``F64``, …); empty: any."""
+    assurance: Level = "self-seeded"
+    """Lowest acceptable assurance level."""
     beacon: str | None = None
     """The nonce (hex) that this verifier gave for this genesis; None: it gave none."""
     genesis: str | None = None
     """Digest of the genesis for which this verifier gave its nonce. Only with both is it known that the claimant had
     signed before it knew the nonce."""
+    start: str | None = None
+    """Digest of the weights from which the run must start: those that this verifier gave out."""
+    order: Literal["derived", "permutation"] = "derived"
+    """``permutation`` also takes an order of the claimant's own, if every epoch visits every sample once."""
     challenge: Challenge = Challenge()
     constants: Literal["none", "buffers", "any"] = "buffers"
     """Which seed-independent tensors of several values a recipe may build. Buffers are masks and tables; constant
     *parameters* would be weights from elsewhere."""
     externals: tuple[str, ...] = ()
     """Digests of files that the build may read."""
+    laws: dict[str, str] = {}
+    """Initialisation laws by pattern of entry keys, for observed first weights; others are found from own builds."""
+    level: Size = 0.01
+    """Family-wise significance level of the test of observed first weights (the paper's level)."""
+    limits: Limits | None = None
+    """Of rule tolerance."""
+    bounds: Bounds = Bounds()
+    reference: Reference | None = None
+    """The reference distance, from a calibration that the verifier trusts."""
+    paper: Paper | None = None
+    """Of procedure paper-2021."""
     max_threads: int = MAX_THREADS
     """Most threads that a replay is given: the profile is the prover's, the machine is the verifier's."""
     max_bytes: int = 2**40
@@ -68,8 +181,22 @@ def policy_digest(policy: Policy) -> Digest:
     return sha256(canonical.encode(policy))
 
 
-def profile_objection(profile: Profile, policy: Policy) -> str | None:
-    """Why a profile is outside the policy; None if it is within."""
-    if profile.threads > policy.max_threads:
-        return f"the profile asks for {profile.threads} threads, the policy allows {policy.max_threads}"
-    return None
+def check_policy(policy: Policy) -> None:
+    """Refuse a policy that does not say what its rule needs.
+
+    Raises:
+        UsageError: with what to add.
+    """
+    if (policy.rule == "tolerance") != (policy.limits is not None):
+        raise UsageError(
+            f"policy {policy.name!r}: rule tolerance and a table [limits] go together: equality needs no limits, and "
+            "without limits any error would do"
+        )
+    if policy.limits is not None and policy.limits.reference is not None and policy.reference is None:
+        raise UsageError(f"policy {policy.name!r}: limits.reference is a share of d_ref: name a calibration")
+    if (policy.procedure == "paper-2021") != (policy.paper is not None):
+        raise UsageError(f"policy {policy.name!r}: procedure paper-2021 and a table [paper] go together")
+    if policy.paper is not None and policy.paper.fraction is not None and policy.reference is None:
+        raise UsageError(f"policy {policy.name!r}: paper.fraction is a fraction of d_ref: name a calibration")
+    if policy.genesis is not None and policy.beacon is None:
+        raise UsageError(f"policy {policy.name!r}: genesis is the one that a nonce was given for: give beacon, too")

@@ -43,6 +43,17 @@ class Step(msgspec.Struct, frozen=True):
     checks: list[Check]
 
 
+class Deviation(msgspec.Struct, frozen=True, kw_only=True):
+    """The tensor that came nearest to its limit, or farthest beyond it (rule tolerance)."""
+
+    tensor: str
+    error: float
+    """Euclidean distance of replayed and recorded values; NaN if either is not finite."""
+    limit: float
+    relative: float
+    """Error of all parameters together, as a share of how far the replay moved them."""
+
+
 class IntervalResult(msgspec.Struct, frozen=True):
     """What the replay of one interval gave."""
 
@@ -51,20 +62,33 @@ class IntervalResult(msgspec.Struct, frozen=True):
     stop: int
     status: Status
     detail: str
+    deviation: Deviation | None = None
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """What the limits of rule tolerance would let a forger move the parameters in all (design section 3.5)."""
+
+    bound: float
+    """Sum of the limits over all intervals."""
+    distance: float
+    """From the first parameters to the last."""
+    budget: float
+    """Largest share of the distance that the policy allows."""
 
 
 class Assurance(msgspec.Struct, frozen=True, kw_only=True):
     """How far the result reaches: who chose the randomness, whose key, what time evidence."""
 
-    level: Literal["verifier-seeded", "self-seeded", "none"]
+    level: Literal["verifier-seeded", "self-seeded", "seed-declared", "observed", "broken", "none"]
     statements: list[str]
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one verification."""
 
-    schema: str = "pol/report/v1"
+    schema: str = "pol/report/v2"
     verdict: Verdict
+    procedure: str
     rule: str
     assurance: Assurance
     policy: str
@@ -79,6 +103,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     steps: list[Step]
     intervals: list[IntervalResult]
     draws: Draws | None
+    drift: Drift | None
     confidence: str
     not_shown: list[str]
     seconds: float
@@ -120,12 +145,21 @@ def step_status(checks: list[Check]) -> Status:
     return "not run"
 
 
-def decide(steps: list[Step]) -> Verdict:
-    """REJECT if any check failed; else INCONCLUSIVE if any could not be run; else ACCEPT."""
-    statuses = {step.status for step in steps}
-    if "failed" in statuses:
+ALL = frozenset(range(1, len(STEPS)))
+"""Numbers of the steps before the decision."""
+
+
+def decide(steps: list[Step], needed: frozenset[int] = ALL) -> Verdict:
+    """REJECT if any check failed; else INCONCLUSIVE if any could not be run; else ACCEPT.
+
+    Args:
+        steps: Those before the decision.
+        needed: Numbers of the steps that must have passed; at least one.
+    """
+    if any(step.status == "failed" for step in steps):
         return Verdict.REJECT
-    if statuses == {"passed"} and len(steps) == len(STEPS) - 1:
+    passed = {step.number for step in steps if step.status == "passed"}
+    if needed and needed <= passed and not any(step.status == "unable" for step in steps):
         return Verdict.ACCEPT
     return Verdict.INCONCLUSIVE
 
@@ -140,11 +174,14 @@ NOT_SHOWN = [
 ]
 
 
-def confidence_sentence(draws: Draws) -> str:
+def confidence_sentence(draws: Draws, *, exact: bool = True) -> str:
     """What the draws say in numbers, for an audit that found nothing wrong."""
     total, uniform, met = draws.intervals, len(draws.uniform), len(draws.all())
+    what, are_not = "an exact execution", "are not exact executions"
+    if not exact:
+        what, are_not = "reproduced within the limits", "were not reproduced within the limits"
     if met == total:
-        return f"All {total} intervals were replayed: every one is an exact execution, and none could be forged unseen."
+        return f"All {total} intervals were replayed: every one is {what}, and none could be forged unseen."
     if not uniform:
         return (
             f"{met} of {total} intervals were replayed, none drawn uniformly: the share that is forged is not bounded."
@@ -152,7 +189,7 @@ def confidence_sentence(draws: Draws) -> str:
     share = largest_forged_share(total, uniform)
     single = uniform / total
     return (
-        f"With 95 % confidence at most {100 * share:.2g} % of the {total} intervals are not exact executions (from "
+        f"With 95 % confidence at most {100 * share:.2g} % of the {total} intervals {are_not} (from "
         f"{uniform} uniform draws alone). One single forged interval, placed where nothing else would look, would have "
         f"been met with probability {single:.2g}; that is all that a splice needs."
     )

@@ -9,7 +9,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pol import canonical
 from pol.digest import Digest
@@ -18,6 +21,7 @@ from pol.executors.local import Executor, LocalProcess
 from pol.keys import SigningKey
 from pol.profile import MAX_THREADS, Profile
 from pol.proof.genesis import genesis_digest
+from pol.prover.origins import Origins
 from pol.prover.recorder import Progress, Recorder
 from pol.replay.recipe import Recipe, reference_of, split_reference
 from pol.unfinished import open_unfinished
@@ -48,6 +52,11 @@ def record(
     progress: Progress | None = None,
     executor: Executor | None = None,
     until_genesis: bool = False,
+    rule: Literal["exact", "tolerance"] = "exact",
+    init_seed: int | None = None,
+    start: Path | str | None = None,
+    start_kind: Literal["given", "observed"] = "observed",
+    order: NDArray[np.integer[Any]] | None = None,
 ) -> Proof:
     """Record a training.
 
@@ -64,6 +73,13 @@ def record(
         progress: Told how far it is.
         executor: Where to train; by default a process on this machine.
         until_genesis: Stop when the genesis is signed, so that a verifier can answer it with a nonce.
+        rule: How a verifier compares: equal bits, or within limits of its own (for other hardware).
+        init_seed: Draw the first weights under this number, as ``torch.manual_seed`` takes it, instead of the seed
+            of the run: a lower assurance.
+        start: First weights from a model file (safetensors, names of the ``state_dict``) instead of drawn ones.
+        start_kind: ``given``: the verifier gave them out and will compare; ``observed``: they come from elsewhere,
+            and a verifier can only test whether they look freshly drawn.
+        order: Dataset indices (epochs × samples) instead of the order that the seed gives: a lower assurance.
 
     Raises:
         UsageError: it cannot be recorded as asked.
@@ -83,14 +99,15 @@ def record(
     else:
         reference = recipe
     split_reference(reference)
+    origin = Origins(init_seed, None if start is None else Path(start), start_kind, order)
     tagged = {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
     chosen = profile or Profile(threads=available_cores())
     with open_unfinished(Path(out), key, resume=resume) as files:
         if files.complete:
             raise UsageError(f"{out} holds a complete proof already: there is nothing to resume")
         with _Executing(executor, files.genesis.profile if files.genesis else chosen) as running:
-            job = Recorder(files, running, reference, tagged, key, progress or (lambda *_: None))
-            genesis = job.genesis(chosen, every, keep)
+            job = Recorder(files, running, reference, tagged, key, progress or (lambda *_: None), origin)
+            genesis = job.genesis(chosen, every, keep, rule)
             if until_genesis:
                 return Proof(files.path, genesis_digest(genesis), None)
             job.train(genesis, files.settle_beacon(beacon))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pol import canonical, messages, seeds
 from pol.declaration import difference
@@ -28,6 +28,7 @@ from pol.proof.genesis import (
     recipe_digest,
 )  # fmt: skip
 from pol.proof.released import released_part
+from pol.prover.origins import Origins
 from pol.replay.recipe import split_reference
 from pol.replay.sources import local_sources
 from pol.unfinished import Unfinished
@@ -49,18 +50,22 @@ class Recorder:
         tagged: dict[str, Any],
         key: SigningKey,
         progress: Progress,
+        origins: Origins,
     ) -> None:
+        self._origins = origins
         self._files, self._executor, self._reference = files, executor, reference
         self._tagged, self._key, self._progress = tagged, key, progress
 
-    def genesis(self, profile: Profile, every: int, keep: int) -> Genesis:
+    def genesis(self, profile: Profile, every: int, keep: int, rule: Literal["exact", "tolerance"]) -> Genesis:
         """The signed genesis: that of the unfinished recording, or a new one."""
         if self._files.genesis is not None:
-            return self._check_same(self._files.genesis, every, keep)
+            return self._check_same(self._files.genesis, every, keep, rule)
         r = secrets.token_bytes(32)
         self._files.begin(Secret(r=r.hex()))
         first, second = self._build_twice(profile, r)
         declaration = first.declaration
+        release = released_part(declaration)
+        self._origins.check(declaration, release)
         control = self._control(profile, first)
         sources = local_sources(self._reference)
         genesis = Genesis(
@@ -78,27 +83,31 @@ class Recorder:
                 steps=declaration.epochs * declaration.steps_per_epoch(control.batches_per_step),
                 every=every,
                 keep=keep,
-                release=released_part(declaration),
+                rule=rule,
+                release=release,
             ),
             profile=profile,
             platform=first.platform,
             control=Control(steps=control.steps, root=control.root),
             dataset=Dataset(root=tree(self._files.leaves())),
+            randomness=self._origins.randomness,
             secret=seeds.commit(r),
         )
+        self._files.write_order(self._origins.order_bytes())
         self._files.write_genesis(genesis, self._key.sign(canonical.encode(genesis), genesis_format.PAYLOAD_TYPE))
         return genesis
 
-    def _check_same(self, genesis: Genesis, every: int, keep: int) -> Genesis:
+    def _check_same(self, genesis: Genesis, every: int, keep: int, rule: str) -> Genesis:
         name = split_reference(self._reference)[1]
         if name != genesis.recipe.name:
             raise UsageError(
                 f"the unfinished recording is of the recipe {genesis.recipe.name}, not {name}: its genesis is signed"
             )
-        if (every, keep) != (genesis.spec.every, genesis.spec.keep):
+        spec = genesis.spec
+        if (every, keep, rule) != (spec.every, spec.keep, spec.rule):
             raise UsageError(
-                f"the unfinished recording has every={genesis.spec.every} and keep={genesis.spec.keep}, "
-                f"not {every} and {keep}: its genesis is signed and cannot change"
+                f"the unfinished recording has every={spec.every}, keep={spec.keep} and rule={spec.rule}, "
+                f"not {every}, {keep} and {rule}: its genesis is signed and cannot change"
             )
         for module, digest in local_sources(self._reference).items():
             if genesis.recipe.sources.get(module) != digest:
@@ -110,10 +119,14 @@ class Recorder:
             raise UsageError(f"--set {changed[0]} differs from the signed genesis; it cannot change on resume")
         return genesis
 
-    def _program(self, profile: Profile, seed: bytes, configuration: dict[str, Any]) -> messages.Program:
+    def _program(
+        self, profile: Profile, seed: bytes, configuration: dict[str, Any], *, order: str | None = None,
+        declared_seed: int | None = None,
+    ) -> messages.Program:  # fmt: skip
         return messages.Program(
-            reference=self._reference, configuration=configuration, seed=seed.hex(), profile=profile
-        )
+            reference=self._reference, configuration=configuration, seed=seed.hex(), profile=profile, order=order,
+            declared_seed=declared_seed,
+        )  # fmt: skip
 
     def _build_twice(self, profile: Profile, r: bytes) -> tuple[messages.Built, messages.Built]:
         """Two dry builds under throwaway seeds: what they share does not depend on the seed."""
@@ -167,8 +180,15 @@ class Recorder:
         secret = self._files.secret()
         seed = seeds.derive_seed(genesis_digest(genesis), bytes.fromhex(beacon.value), secret)
         path = None if start.checkpoint is None else str(start.checkpoint)
+        weights = self._origins.weights(genesis)
+        program = self._program(
+            genesis.profile, seed, genesis.recipe.configuration,
+            declared_seed=self._origins.init_seed,
+            order=None if self._origins.order is None else str(self._files.order_path),
+        )  # fmt: skip
         job = messages.Train(
-            program=self._program(genesis.profile, seed, genesis.recipe.configuration),
+            program=program,
+            weights=weights,
             registered=registered(genesis, secret),
             keep=genesis.spec.keep,
             directory=str(self._files.checkpoints),

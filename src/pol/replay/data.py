@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from blake3 import blake3
 from pol.digest import frame
 from pol.errors import UsageError
 from pol.merkle import leaf_hash
-from pol.order import epoch_order
+from pol.order import epoch_order, observed_order
 from pol.replay import randomness
 from pol.replay.randomness import GlobalState, Streams
 from pol.replay.tensors import content, dtype_name
@@ -139,7 +140,7 @@ class Loader:
 
     def __init__(
         self, data: Any, streams: Streams, size: int, drop_last: bool,
-        transform: Transform | None, collate: Collate | None,
+        transform: Transform | None, collate: Collate | None, order: Path | None = None,
     ) -> None:  # fmt: skip
         self.data = data
         self.samples = len(data)
@@ -148,6 +149,7 @@ class Loader:
         self._streams = streams
         self._transform = transform
         self._collate = collate or default_collate
+        self._observed = order
         self._epoch = -1
         self._sets_each = False
 
@@ -164,9 +166,16 @@ class Loader:
     def indices(self, epoch: int, batch: int) -> list[int]:
         """Dataset indices of a batch."""
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self._streams.seed, epoch, self.samples)
+            self._epoch, self._order = epoch, self._order_of(epoch)
         indices: list[int] = self._order[batch * self.size : (batch + 1) * self.size].tolist()
         return indices
+
+    def _order_of(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        if self._observed is None:
+            return epoch_order(self._streams.seed, epoch, self.samples)
+        with self._observed.open("rb") as file:
+            file.seek(4 * self.samples * epoch)
+            return observed_order(file.read(4 * self.samples), self.samples)
 
     def fetch(
         self, epoch: int, batch: int, caller: GlobalState, on_item: Callable[[int, Any], None] | None = None

@@ -88,7 +88,7 @@ class Driver:
             raise UsageError("batches() was called outside of `for epoch in run.epochs(n)`")
         if size < 1 or not len(data):
             raise UsageError(f"batches(size={size}) of {len(data)} samples: there is no batch in that")
-        loader = Loader(data, self._frame.streams, size, drop_last, transform, collate)
+        loader = Loader(data, self._frame.streams, size, drop_last, transform, collate, self._frame.order)
         if self._loader is not None:
             if (loader.samples, size, drop_last) != (self._loader.samples, self._loader.size, self._loader.drop_last):
                 raise UsageError("batches() was called with another dataset size, batch size or drop_last than before")

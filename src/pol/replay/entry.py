@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from pol import canonical
 from pol.declaration import External
@@ -28,6 +29,7 @@ class Entry:
         for name in self.sources:  # of an earlier job in this process; our own modules draw nothing at import
             if not name.startswith("pol."):
                 sys.modules.pop(name, None)
+        self.order = None if program.order is None else Path(program.order)
         self._imported = set(sys.modules)
         self._watch = FileWatch()
         self._recipe: type[Recipe] | None = None
@@ -35,7 +37,10 @@ class Entry:
     def make(self) -> Recipe:
         """The recipe, newly made."""
         if self._recipe is None:
-            self.streams.init()
+            if self.program.declared_seed is None:
+                self.streams.init()
+            else:
+                self.streams.declared(self.program.declared_seed)
             self._watch.start()
             self._recipe = recipes.load(self.program.reference)
             self._after_import = randomness.save()

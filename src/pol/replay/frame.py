@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pol.declaration import Declaration, External
 from pol.replay.data import Loader
@@ -31,6 +32,8 @@ class Frame:
     batches_per_step: int | None = None
     external: Callable[[], list[External]] = list
     """Files that were read until now; asked at ``attach``."""
+    order: Path | None = None
+    """A file of dataset indices (u32le, epochs × samples) instead of the order that the seed gives."""
 
 
 @dataclass(frozen=True)

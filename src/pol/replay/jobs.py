@@ -36,7 +36,7 @@ from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
-from pol.replay.origin import compare
+from pol.replay.origin import compare, dressed
 from pol.replay.state import State
 from pol.replay.writer import Writer, checkpoint_name
 
@@ -167,16 +167,17 @@ def _train(job: Train, emit: Emit) -> None:
     entry = Entry(job.program)
     registered, directory = job.registered, Path(job.directory)
     declared = registered.declaration
-    frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
+    frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)
     last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
     position = _position(job.start)
     if position.state is not None:
         emit(Opened(step=position.step, root=position.state.root()))
     else:
         built = advance(entry.make, frame, position, stop=0)
-        save_atomically(built.state, directory / checkpoint_name(0))
-        emit(Opened(step=0, root=built.state.root()))
-        position = Position()
+        state = built.state if job.weights is None else dressed(built.state, job.weights, declared)
+        save_atomically(state, directory / checkpoint_name(0))
+        emit(Opened(step=0, root=state.root()))
+        position = Position() if job.weights is None else Position(0, state, built.counts)
     kept_every = job.keep * registered.every
     progress = _Progress(emit, last)
     with Writer(directory, emit) as writer:
@@ -201,7 +202,7 @@ def _replay(job: Replay, emit: Emit) -> None:
     entry = Entry(job.program)
     registered = job.registered
     declared = registered.declaration
-    frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external)
+    frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)
     last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
     progress = _Progress(emit)
     done = 0
@@ -214,13 +215,19 @@ def _replay(job: Replay, emit: Emit) -> None:
             start=segment.start,
             last=last,
             batch_key=bytes.fromhex(registered.batch_key),
-            emit=lambda interval, _, samples: emit(Recorded(interval=interval, samples=samples)),
+            emit=partial(_replayed, emit, job.save),
             salt_key=bytes.fromhex(job.salt_key),
             on_step=partial(_shifted, progress, done - segment.start),
         )
         advance(entry.make, frame, position, None if segment.stop == last else segment.stop, observer)
         done += segment.stop - segment.start
     emit(Finished(undeclared=entry.undeclared()))
+
+
+def _replayed(emit: Emit, folder: str | None, interval: Interval, state: State, samples: list[str]) -> None:
+    if folder is not None:
+        state.save(Path(folder) / checkpoint_name(interval.stop))
+    emit(Recorded(interval=interval, samples=samples))
 
 
 def _shifted(progress: _Progress, by: int, step: int) -> None:

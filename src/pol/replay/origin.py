@@ -1,11 +1,14 @@
-"""Compares two builds of one recipe under different seeds: what is random, what is constant, what is neither."""
+"""First states: two builds compared (what is random, what is constant, what is neither), and weights put in."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from pol.errors import IntegrityError
-from pol.messages import Comparison
+from pol.declaration import Declaration
+from pol.errors import IntegrityError, UsageError
+from pol.messages import Comparison, Weights
 from pol.replay.state import State
 
 
@@ -36,3 +39,26 @@ def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     x, y = x - x.mean(), y - y.mean()
     norm = torch.linalg.vector_norm(x) * torch.linalg.vector_norm(y)
     return float(x @ y / norm) if norm > 0 else 0.0
+
+
+def dressed(built: State, weights: Weights, declaration: Declaration) -> State:
+    """A built state with the parameters and persistent buffers of one part taken from a model file.
+
+    Raises:
+        UsageError: the file does not hold exactly that part, under the names of its ``state_dict``.
+    """
+    found = State.load(Path(weights.path)).tensors
+    tensors = dict(built.tensors)
+    prefix = f"{weights.part}."
+    wanted = {k for k in tensors if k.startswith((f"parameter/{prefix}", f"buffer/{prefix}"))}
+    given: set[str] = set()
+    for name, tensor in found.items():
+        full = declaration.aliases.get(prefix + name, prefix + name)
+        key = next((k for k in (f"parameter/{full}", f"buffer/{full}") if k in wanted), None)
+        if key is None or tensor.shape != tensors[key].shape or tensor.dtype != tensors[key].dtype:
+            raise UsageError(f"{weights.path}: {name} is no weight of {weights.part!r}, or has another dtype or shape")
+        tensors[key] = tensor
+        given.add(key)
+    if missing := sorted(wanted - given):
+        raise UsageError(f"{weights.path}: {missing[0].partition('/')[2].removeprefix(prefix)} is missing")
+    return State(tensors)

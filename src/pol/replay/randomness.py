@@ -81,6 +81,12 @@ class Streams:
         """Before the recipe is imported, until ``attach``."""
         self._set("init")
 
+    def declared(self, seed: int) -> None:
+        """The same under a number that the claimant chose, as its own program would have been seeded."""
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+
     def step(self, step: int, generators: dict[str, torch.Generator]) -> GlobalState:
         """Before step ``step``; also for the generators that the program attached, by name."""
         for name, generator in generators.items():

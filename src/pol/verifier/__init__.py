@@ -11,10 +11,14 @@
    tensor is a permitted constant or unrelated.
 6. **Challenge**: intervals drawn from the attestation and a fresh nonce; never none.
 7. **Audit**: indices from the seed, samples against the dataset root, batches against their digest; each
-   challenged interval, taken again from its recorded state, ends in the recorded state.
+   challenged interval, taken again from its recorded state, ends in the recorded state: the same bits or, under
+   rule ``tolerance``, every tensor within its limit.
 8. **Decide**: REJECT if any check failed; else INCONCLUSIVE if any could not be run; else ACCEPT.
 
 Cheap before expensive: 1 to 4 need neither torch nor data. Steps 1 to 6 stop at the first that does not pass.
+
+These are the procedure ``eight-steps``. ``PROCEDURES`` holds all that a policy can name; a further one is one more
+entry: ``PROCEDURES["mine"] = Procedure(steps, assurance, confidence)``.
 """
 
 from __future__ import annotations
@@ -22,37 +26,25 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from pol import keys
 from pol.auditor import Auditor, LocalAuditor
-from pol.errors import AuthenticityError, FormatError, IntegrityError, UsageError
-from pol.proof.policy import EXACT, Policy, policy_digest
-from pol.proof.report import (
-    NOT_SHOWN,
-    STEPS,
-    Assurance,
-    Check,
-    Report,
-    Status,
-    Step,
-    Verdict,
-    confidence_sentence,
-    decide,
-    step_status,
-)  # fmt: skip
+from pol.errors import AuthenticityError, UsageError
+from pol.proof.policy import EXACT, Policy, check_policy, policy_digest
+from pol.proof.report import STEPS, Assurance, Report, Status, Step, Verdict, decide
 from pol.replay.recipe import Recipe
 from pol.store import ProofDirectory
-from pol.verifier import auditing, authenticate, bind, replayed, shape
-from pol.verifier.case import Case, Checks, failed
+from pol.verifier.case import Case
+from pol.verifier.eight import EIGHT_STEPS
+from pol.verifier.procedure import Procedure
 
 Progress = Callable[[str, int, int | None], None]
 
-AUTHENTICATE = (authenticate.signatures, authenticate.trusted_key, authenticate.beacon)
-BIND = (bind.files, bind.chain, bind.states, bind.released_model)
-SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.measured, shape.policy)
+PROCEDURES: dict[str, Procedure] = {"eight-steps": EIGHT_STEPS}
+"""Verification procedures by the name that a policy gives."""
 
 
 def verify(
@@ -62,6 +54,8 @@ def verify(
     policy: Policy = EXACT,
     nonce: bytes | None = None,
     model: Path | str | None = None,
+    start: Path | str | None = None,
+    openings: Path | str | None = None,
     settings: dict[str, Any] | None = None,
     auditor: Auditor | None = None,
     progress: Progress | None = None,
@@ -74,96 +68,55 @@ def verify(
         policy: What must hold.
         nonce: Fresh bytes for the challenge, by default drawn here; give them only to repeat a verification.
         model: The released model (safetensors), which must be the last checkpoint's weights.
+        start: The weights (safetensors) that this verifier gave out, from which the run must start.
+        openings: A folder with states that the prover took again (``pol regenerate``), for rule tolerance.
         settings: Constructor arguments that the verifier insists on.
         auditor: Who takes the steps again; by default processes on this machine.
         progress: Told how far it is.
 
     Raises:
-        UsageError: the call itself cannot be carried out (no such directory, recipe or model file).
+        UsageError: the call itself cannot be carried out (no such directory, recipe or file; a contradictory policy).
     """
     started = time.monotonic()
+    check_policy(policy)
+    if policy.procedure not in PROCEDURES:
+        raise UsageError(f"no procedure is called {policy.procedure!r}: there is {', '.join(sorted(PROCEDURES))}")
+    procedure = PROCEDURES[policy.procedure]
     store = ProofDirectory(Path(proof))
-    path = None if model is None else Path(model)
-    if path is not None and not path.is_file():
-        raise UsageError(f"{path}: no such model file")
+    for path, what in ((model, "model file"), (start, "file of first weights")):
+        if path is not None and not Path(path).is_file():
+            raise UsageError(f"{path}: no such {what}")
     if auditor is None and recipe is None:
         raise UsageError("name the recipe that you have read (path/to/file.py:Name): a proof never brings its own code")
-    case = Case(store, policy, path, nonce or secrets.token_bytes(32), progress or (lambda *_: None))
+    case = Case(
+        store=store,
+        policy=policy,
+        model=None if model is None else Path(model),
+        start=None if start is None else Path(start),
+        openings=None if openings is None else ProofDirectory(Path(openings)),
+        nonce=nonce or secrets.token_bytes(32),
+        progress=progress or (lambda *_: None),
+    )
     with contextlib.ExitStack() as stack:
         if auditor is None:
             assert recipe is not None
             auditor = stack.enter_context(LocalAuditor(recipe, settings))
-        steps = list(_steps(case, auditor))
-    return _report(case, steps, time.monotonic() - started)
+        steps = list(procedure.steps(case, auditor))
+    return _report(case, procedure, steps, time.monotonic() - started)
 
 
-def _steps(case: Case, auditor: Auditor) -> Iterator[Step]:
-    """Steps 1 to 7, in their order; after one that does not pass, the rest are not run."""
-    opened = _run(2, authenticate.envelopes(case))
-    if opened.status != "passed":  # nobody to authenticate
-        yield from (_not_run(1), opened, *map(_not_run, range(3, 8)))
-        return
-    platform: replayed.Platform | None = None
-
-    def measured_platform() -> replayed.Platform:
-        nonlocal platform
-        platform = platform or replayed.control(case, auditor)
-        return platform
-
-    plan: list[tuple[int, Callable[[], Iterator[Checks]]]] = [
-        (1, lambda: (check(case) for check in AUTHENTICATE)),
-        (2, lambda: iter([iter(opened.checks), authenticate.contents(case)])),
-        (3, lambda: (check(case) for check in BIND)),
-        (
-            4,
-            lambda: iter(
-                [
-                    *(check(case) for check in SHAPE),
-                    shape.recipe(case, auditor.name, auditor.sources(), auditor.settings),
-                ]
-            ),
-        ),
-        (5, lambda: iter([replayed.origin(case, auditor, measured_platform()), replayed.independence(case, auditor)])),
-        (6, lambda: iter([replayed.challenge(case)])),
-        (7, lambda: iter([auditing.audit(case, auditor, measured_platform())])),
-    ]
-    for position, (number, checks) in enumerate(plan):
-        step = _run(number, *checks())
-        yield step
-        if step.status != "passed":
-            yield from (_not_run(later) for later, _ in plan[position + 1 :])
-            return
-
-
-def _run(number: int, *groups: Checks) -> Step:
-    """Run the checks of a step until one does not pass; what they raise about the proof is a failed check."""
-    found: list[Check] = []
-    for group in groups:
-        try:
-            for check in group:
-                found.append(check)
-        except FormatError as error:
-            found.append(failed("format", str(error)))
-        except (IntegrityError, AuthenticityError) as error:
-            found.append(failed("integrity" if isinstance(error, IntegrityError) else "signature", str(error)))
-        if any(check.status != "passed" for check in found):
-            break
-    return Step(number, STEPS[number - 1], step_status(found), found)
-
-
-def _not_run(number: int) -> Step:
-    return Step(number, STEPS[number - 1], "not run", [])
-
-
-def _report(case: Case, steps: list[Step], seconds: float) -> Report:
-    verdict = decide(steps)
+def _report(case: Case, procedure: Procedure, steps: list[Step], seconds: float) -> Report:
+    verdict = decide(steps, procedure.needed)
+    accepted = verdict is Verdict.ACCEPT
     known = hasattr(case, "statement")  # both payloads could be read
     decided = {Verdict.ACCEPT: "passed", Verdict.REJECT: "failed", Verdict.INCONCLUSIVE: "unable"}
     final = Step(8, STEPS[7], cast("Status", decided[verdict]), [])
+    nothing = Assurance(level="none", statements=["Not accepted: nothing is assured."])
     return Report(
         verdict=verdict,
+        procedure=case.policy.procedure,
         rule=case.policy.rule,
-        assurance=_assurance(case, verdict),
+        assurance=procedure.assurance(case) if accepted else nothing,
         policy=f"{case.policy.name}/{case.policy.version}",
         policy_digest=policy_digest(case.policy),
         genesis=case.genesis_digest if known else None,
@@ -174,10 +127,9 @@ def _report(case: Case, steps: list[Step], seconds: float) -> Report:
         steps=[*steps, final],
         intervals=case.intervals,
         draws=case.draws,
-        confidence=confidence_sentence(case.draws)
-        if verdict is Verdict.ACCEPT and case.draws
-        else "Nothing was shown.",
-        not_shown=NOT_SHOWN,
+        drift=case.drift,
+        confidence=procedure.confidence(case) if accepted else "Nothing was shown.",
+        not_shown=list(procedure.not_shown),
         seconds=seconds,
     )
 
@@ -187,26 +139,3 @@ def _claimant(case: Case) -> str | None:
         return keys.fingerprint(case.genesis.claimant)
     except AuthenticityError:  # not even a key; step 1 has said so
         return None
-
-
-def _assurance(case: Case, verdict: Verdict) -> Assurance:
-    """How far an ACCEPT reaches."""
-    if verdict is not Verdict.ACCEPT:
-        return Assurance(level="none", statements=["Not accepted: nothing is assured."])
-    nonce, seeded = case.policy.beacon is not None, None not in (case.policy.beacon, case.policy.genesis)
-    if seeded:
-        randomness = "The randomness follows from the nonce that you gave for this genesis: nobody could choose it."
-    elif nonce:
-        randomness = (
-            "Your nonce is used, but you did not name the genesis that you gave it for: it may have been known."
-        )
-    else:
-        randomness = "The claimant chose the randomness (no nonce of yours): it may have tried many seeds and kept one."
-    key = (
-        "You pinned the key." if case.policy.keys else "You pinned no key: the name behind it is for you to establish."
-    )
-    start = "Origin: weights drawn from the run's seed, drawn again here; nothing was trained before."
-    return Assurance(
-        level="verifier-seeded" if seeded else "self-seeded",
-        statements=[start, randomness, key, "No time evidence: nothing here says when the training took place."],
-    )

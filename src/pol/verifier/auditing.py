@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import hmac
-from typing import Literal
+import tempfile
+from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from pol import seeds
+from pol import canonical, seeds
 from pol.auditor import Auditor
+from pol.checkpoint import Checkpoint
+from pol.distance import within
 from pol.interval import Interval
 from pol.messages import Failed, Finished, Opened, Recorded, Registered, Segment, Stepped
-from pol.order import epoch_order, sample_list_digest
-from pol.proof.report import Check, IntervalResult
+from pol.order import epoch_order, observed_order, sample_list_digest
+from pol.proof.genesis import DeclaredSeed
+from pol.proof.policy import Limits
+from pol.proof.report import Check, Deviation, IntervalResult, Status
+from pol.store import ORDER
+from pol.verifier import tolerance
 from pol.verifier.case import Case, Checks, failed, passed
-from pol.verifier.replayed import Platform, segments
+from pol.verifier.replayed import Platform, segments, state_after
 
 
 def audit(case: Case, auditor: Auditor, platform: Platform) -> Checks:
     """Step 7: every challenged interval, taken again from its recorded state, ends in the recorded state."""
+    with tempfile.TemporaryDirectory(prefix="pol-audit-") as folder:
+        yield from _audit(case, auditor, platform, Path(folder) if case.policy.limits else None)
+
+
+def _audit(case: Case, auditor: Auditor, platform: Platform, folder: Path | None) -> Checks:
     waiting = segments(case)
     total = sum(segment.stop - segment.start for segment in waiting)
     done = 0
     again = False
     while waiting:
-        replay = _Replay(case, platform, done, total)
+        replay = _Replay(case, platform, done, total, folder)
         finished, problem = replay.run(auditor, waiting)
         done += sum(segment.stop - segment.start for segment in waiting[:finished])
         waiting = waiting[finished:]
@@ -63,21 +77,29 @@ def _summary(case: Case) -> Checks:
     if missing and all(result.status == "passed" for result in case.intervals):
         yield failed("replay", f"interval {min(missing)} was challenged, and no replay reached it")
     if not missing and all(result.status == "passed" for result in case.intervals):
-        yield passed("replay", f"{len(case.intervals)} intervals end in the recorded states, with the recorded batches")
+        where = "in the recorded states" if case.policy.limits is None else "within the limits of the recorded states"
+        yield passed("replay", f"{len(case.intervals)} intervals end {where}, with the recorded batches")
 
 
-def _result(
-    case: Case, index: int, status: Literal["passed", "failed", "unable", "not run"], detail: str
-) -> IntervalResult:
+def _result(case: Case, index: int, status: Status, detail: str, deviation: Deviation | None = None) -> IntervalResult:
     interval = case.log.intervals[index]
-    return IntervalResult(index, interval.start, interval.stop, status, detail)
+    return IntervalResult(index, interval.start, interval.stop, status, detail, deviation)
+
+
+def _near(found: str | None, recorded: str | None, limit: float) -> bool:
+    """Whether two mean losses agree within a share of one plus their size."""
+    if found is None or recorded is None:
+        return found == recorded
+    a, b = (canonical.parse_float(text, "loss", finite=True) for text in (found, recorded))
+    return within(abs(a - b), limit * (1 + abs(a)))
 
 
 class _Replay:
     """One replay job and the comparison of what it yields."""
 
-    def __init__(self, case: Case, platform: Platform, done: int, total: int) -> None:
+    def __init__(self, case: Case, platform: Platform, done: int, total: int, folder: Path | None) -> None:
         self._case, self._platform, self._done, self._total = case, platform, done, total
+        self._folder = folder
         self._orders: dict[int, list[int]] = {}
 
     def run(self, auditor: Auditor, waiting: list[Segment]) -> tuple[int, str | None]:
@@ -91,12 +113,15 @@ class _Replay:
             batch_key=seeds.batch_key(case.r).hex(),
         )
         finished = 0
+        chosen, observed = genesis.randomness.initialisation, genesis.randomness.order == "observed"
         for event in auditor.replay(
-            genesis.profile, genesis.recipe.configuration, case.seed, registered, waiting, seeds.salt_key(case.r)
-        ):
+            genesis.profile, genesis.recipe.configuration, case.seed, registered, waiting, seeds.salt_key(case.r),
+            declared=chosen.seed if isinstance(chosen, DeclaredSeed) else None,
+            order=case.store.path / ORDER if observed else None, save=self._folder,
+        ):  # fmt: skip
             match event:
                 case Opened(step=step, root=root):
-                    if root != case.log.intervals[step // genesis.spec.every - 1].root:
+                    if root != case.root_after(step):
                         return (
                             finished,
                             f"the checkpoint after {step} steps loads as another state than the log records",
@@ -121,6 +146,8 @@ class _Replay:
         recorded = case.log.intervals[index]
         if wrong := self._wrong_sample(found, samples):
             case.intervals.append(_result(case, index, "failed", wrong))
+        elif case.policy.limits is not None and found.root != recorded.root:
+            case.intervals.append(self._within_limits(case.policy.limits, index, found))
         elif msgspec.json.encode(found) == msgspec.json.encode(recorded):
             case.intervals.append(_result(case, index, "passed", ""))
         else:
@@ -134,6 +161,29 @@ class _Replay:
             what = " and ".join(names.get(name, name) for name in fields)
             check = self._platform.mismatch("replay", f"taking the steps again gives other values for {what}")
             case.intervals.append(_result(case, index, check.status, check.detail))
+
+    def _within_limits(self, limits: Limits, index: int, found: Interval) -> IntervalResult:
+        """Rule tolerance: everything but state and loss is equal, and these are within their limits."""
+        case, platform = self._case, self._platform
+        assert self._folder is not None
+        recorded = case.log.intervals[index]
+        replayed = Checkpoint.at(self._folder / f"{found.stop:012d}.safetensors")
+        wrong, deviation = tolerance.deviation(
+            case.policy, state_after(case, found.start), replayed, state_after(case, found.stop)
+        )
+        fields = [
+            name
+            for name in Interval.__struct_fields__
+            if name not in ("root", "loss") and getattr(found, name) != getattr(recorded, name)
+        ]
+        if fields or not _near(found.loss, recorded.loss, limits.loss):
+            wrong = f"taking the steps again gives other values for {' and '.join(fields or ['the loss'])}"
+        if not wrong:
+            return _result(case, index, "passed", "", deviation)
+        if deviation is not None and not deviation.relative < limits.refute:
+            return _result(case, index, "failed", wrong, deviation)  # no machine is that far off
+        check = platform.mismatch("replay", wrong)
+        return _result(case, index, check.status, check.detail, deviation)
 
     def _wrong_sample(self, found: Interval, samples: list[str]) -> str | None:
         """The step whose samples are not those that the seed and the dataset root demand."""
@@ -156,6 +206,12 @@ class _Replay:
         declaration, per_step = spec.declaration, spec.batches_per_step
         epoch, within = divmod(step, declaration.steps_per_epoch(per_step))
         if epoch not in self._orders:
-            self._orders = {epoch: epoch_order(self._case.seed, epoch, declaration.samples).tolist()}
+            self._orders = {epoch: self._order(epoch, declaration.samples).tolist()}
         last = min((within + 1) * per_step, declaration.batches_per_epoch)
         return self._orders[epoch][within * per_step * declaration.batch_size : last * declaration.batch_size]
+
+    def _order(self, epoch: int, samples: int) -> NDArray[np.int64]:
+        if self._case.genesis.randomness.order == "derived":
+            return epoch_order(self._case.seed, epoch, samples)
+        row = 4 * samples
+        return observed_order(self._case.store.read_range(ORDER, epoch * row, (epoch + 1) * row), samples)

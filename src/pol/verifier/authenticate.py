@@ -10,7 +10,18 @@ from pol.proof.container import header_length, parse_header
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret
 from pol.proof.log import parse_log
-from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, MAX_DATASET, MAX_LOG_FILE, SECRET, checkpoint_step
+from pol.store import (
+    ATTESTATION,
+    DATASET,
+    GENESIS,
+    JOURNAL,
+    LOG,
+    MAX_DATASET,
+    MAX_LOG_FILE,
+    ORDER,
+    SECRET,
+    checkpoint_step,
+)  # fmt: skip
 from pol.verifier.case import Case, Checks, passed, require
 
 MAX_SECRET = 1024
@@ -49,6 +60,7 @@ def contents(case: Case) -> Checks:
     if case.files.get(DATASET) != 32 * case.genesis.dataset.root.size:
         raise FormatError(f"{DATASET}: not {case.genesis.dataset.root.size} leaves of 32 bytes, as {GENESIS} says")
     case.leaves = case.store.read(DATASET, MAX_DATASET)
+    _order(case)
     case.checkpoints = {}
     for name, size in sorted(case.files.items()):
         step = checkpoint_step(name)
@@ -57,6 +69,16 @@ def contents(case: Case) -> Checks:
             header = case.store.read_range(name, 8, 8 + header_length(prefix, size, name))
             case.checkpoints[step] = parse_header(header, size, name)
     yield passed("files", f"{len(case.checkpoints)} checkpoints, {len(case.leaves) // 32} sample leaves")
+
+
+def _order(case: Case) -> None:
+    """The file of an observed order is there, and of the right size, exactly if the genesis says so."""
+    declaration = case.genesis.spec.declaration
+    expected = 4 * declaration.epochs * declaration.samples if case.genesis.randomness.order == "observed" else None
+    if case.files.get(ORDER) != expected:
+        raise FormatError(
+            f"{ORDER}: {case.files.get(ORDER, 'no')} bytes, the genesis says {'no' if expected is None else expected}"
+        )
 
 
 def signatures(case: Case) -> Checks:

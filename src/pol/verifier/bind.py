@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from pol.merkle import tree
 from pol.proof.container import Placed, header_length, parse_header
 from pol.proof.released import released
 from pol.statetree import StateRoot, state_root
-from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, SECRET, checkpoint_path
+from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, SECRET, ProofDirectory, checkpoint_path
 from pol.verifier.case import Case, Checks, passed, require
 
 CHUNK = 1 << 24
@@ -70,7 +71,7 @@ def states(case: Case) -> Checks:
     roots = {0: case.log.origin.root} | {interval.stop: interval.root for interval in case.log.intervals}
     for number, (step, placed) in enumerate(sorted(case.checkpoints.items())):
         case.progress("hashing states", number, len(case.checkpoints))
-        if step not in roots or checkpoint_root(case, step, placed) != roots[step]:
+        if step not in roots or checkpoint_root(case.store, step, placed) != roots[step]:
             raise IntegrityError(f"{checkpoint_path(step)}: not the state that the log records after {step} steps")
     yield require(
         bool(case.checkpoints), "states", f"all {len(case.checkpoints)} kept checkpoints have the recorded roots",
@@ -78,19 +79,25 @@ def states(case: Case) -> Checks:
     )  # fmt: skip
 
 
-def checkpoint_root(case: Case, step: int, placed: list[Placed]) -> StateRoot:
+def checkpoint_root(store: ProofDirectory, step: int, placed: list[Placed]) -> StateRoot:
     """State roots of a checkpoint file, streamed entry by entry."""
     name = checkpoint_path(step)
-    return state_root((slot.entry, _content(case, name, slot)) for slot in placed)
+    return state_root((slot.entry, _content(store, name, slot)) for slot in placed)
 
 
-def _content(case: Case, name: str, slot: Placed) -> bytes:
+def _content(store: ProofDirectory, name: str, slot: Placed) -> bytes:
     """BLAKE3-256 of an entry, in chunks: a file may claim a tensor that is larger than memory."""
     if slot.end - slot.begin <= CHUNK:
-        return blake3_bytes(case.store.read_range(name, slot.begin, slot.end))
+        return blake3_bytes(store.read_range(name, slot.begin, slot.end))
     return blake3_chunks(
-        case.store.read_range(name, begin, min(begin + CHUNK, slot.end)) for begin in range(slot.begin, slot.end, CHUNK)
+        store.read_range(name, begin, min(begin + CHUNK, slot.end)) for begin in range(slot.begin, slot.end, CHUNK)
     )
+
+
+def contents(case: Case, step: int) -> dict[str, str]:
+    """Entry key to BLAKE3-256 (hex) of its content, of a kept checkpoint."""
+    name = checkpoint_path(step)
+    return {slot.entry.key: _content(case.store, name, slot).hex() for slot in case.checkpoints[step]}
 
 
 def released_model(case: Case) -> Checks:
@@ -98,45 +105,54 @@ def released_model(case: Case) -> Checks:
     if case.model is None:
         yield passed("model", "no model file was given; the weights root in this report can be compared later")
         return
-    release = case.genesis.spec.release
-    if release is None:
+    if case.genesis.spec.release is None:
         raise IntegrityError(
             f"{case.model.name}: the genesis releases no model, so nothing shows that this one was trained"
         )
-    expected, optional = _released(case, release.part)
-    found = _model_entries(case)
+    count = compare_model(case, case.model, case.genesis.spec.steps, "not the model that was trained")
+    yield passed("model", f"{case.model.name} is the last checkpoint's weights ({count} tensors)")
+
+
+def compare_model(case: Case, model: Path, step: int, otherwise: str) -> int:
+    """Compare a model file with the released part's weights in a kept checkpoint; returns how many tensors it has.
+
+    Raises:
+        IntegrityError: a tensor differs, is missing or is too much.
+    """
+    release = case.genesis.spec.release
+    assert release is not None
+    expected, optional = _released(case, release.part, step)
+    found = _model_entries(model)
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name) and not (name in optional and name not in found):
             how = "is missing" if name not in found else "is not in the proof" if name not in expected else "differs"
-            raise IntegrityError(f"{case.model.name}: {name} {how}: not the model that was trained")
-    yield passed("model", f"{case.model.name} is the last checkpoint's weights ({len(found)} tensors)")
+            raise IntegrityError(f"{model.name}: {name} {how}: {otherwise}")
+    return len(found)
 
 
-def _released(case: Case, part: str) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], set[str]]:
-    spec = case.genesis.spec
-    tensors, optional = released(spec.declaration, part, case.checkpoints.get(spec.steps, []))
-    contents = {id(slot): _content(case, checkpoint_path(spec.steps), slot) for slot in tensors.values()}
+def _released(case: Case, part: str, step: int) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], set[str]]:
+    tensors, optional = released(case.genesis.spec.declaration, part, case.checkpoints.get(step, []))
+    contents = {id(slot): _content(case.store, checkpoint_path(step), slot) for slot in tensors.values()}
     return {
         name: (slot.entry.dtype, tuple(slot.entry.shape), contents[id(slot)]) for name, slot in tensors.items()
     }, optional
 
 
-def _model_entries(case: Case) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    assert case.model is not None
+def _model_entries(model: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     try:
-        size = case.model.stat().st_size
-        with case.model.open("rb") as file:
+        size = model.stat().st_size
+        with model.open("rb") as file:
             prefix = file.read(8)
-            header = file.read(header_length(prefix, size, case.model.name))
+            header = file.read(header_length(prefix, size, model.name))
             found = {}
-            for slot in parse_header(_as_parameters(header), size, case.model.name, header_size=len(header)):
+            for slot in parse_header(_as_parameters(header), size, model.name, header_size=len(header)):
                 file.seek(slot.begin)
                 chunks = (file.read(min(CHUNK, slot.end - at)) for at in range(slot.begin, slot.end, CHUNK))
                 content = blake3_chunks(chunks)
                 found[slot.entry.name] = slot.entry.dtype, tuple(slot.entry.shape), content
             return found
     except OSError as error:
-        raise UsageError(f"{case.model}: cannot read the model: {error.strerror}") from None
+        raise UsageError(f"{model}: cannot read the model: {error.strerror}") from None
 
 
 def _as_parameters(header: bytes) -> bytes:

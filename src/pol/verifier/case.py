@@ -15,7 +15,8 @@ from pol.proof.envelope import Envelope
 from pol.proof.genesis import Genesis, Secret, genesis_digest
 from pol.proof.log import Log
 from pol.proof.policy import Policy
-from pol.proof.report import Check, IntervalResult
+from pol.proof.report import Check, Drift, IntervalResult
+from pol.statetree import StateRoot
 from pol.store import ProofDirectory
 
 Checks = Iterator[Check]
@@ -23,13 +24,15 @@ Checks = Iterator[Check]
 
 @dataclass
 class Case:
-    """One verification. Fields after ``nonce`` are filled by the steps, in order."""
+    """One verification. Fields after ``progress`` are filled by the steps, in order."""
 
     store: ProofDirectory
     policy: Policy
     model: Path | None
     nonce: bytes
     progress: Callable[[str, int, int | None], None]
+    start: Path | None = None
+    openings: ProofDirectory | None = None
 
     genesis_envelope: Envelope = field(init=False)
     genesis: Genesis = field(init=False)
@@ -43,6 +46,7 @@ class Case:
     checkpoints: dict[int, list[Placed]] = field(init=False)
     windows: list[Window] = field(init=False)
     draws: Draws | None = None
+    drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)
 
     @property
@@ -54,6 +58,10 @@ class Case:
     def attestation_digest(self) -> Digest:
         """Digest of the attestation."""
         return attestation_digest(self.statement)
+
+    def root_after(self, step: int) -> StateRoot:
+        """The recorded roots of the state after ``step`` steps, a boundary."""
+        return self.log.intervals[-(-step // self.genesis.spec.every) - 1].root if step else self.log.origin.root
 
     @property
     def r(self) -> bytes:

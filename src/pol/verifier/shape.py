@@ -1,4 +1,4 @@
-"""Step 4: the numbers agree with the spec, every value is finite, and the policy allows what was declared."""
+"""Step 4: the numbers agree with the spec, every value is finite, and the recipe is the one that was read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pol import canonical
 from pol.digest import Digest
 from pol.errors import IntegrityError
+from pol.order import observed_order
 from pol.proof.challenge import Window
 from pol.proof.container import Placed
 from pol.proof.genesis import CONTROL_STEPS, boundaries, kept, recipe_digest
-from pol.proof.policy import profile_objection
 from pol.proof.released import released_part
 from pol.statetree import FLOATING
-from pol.store import checkpoint_path
+from pol.store import ORDER, checkpoint_path
 from pol.verifier.case import Case, Checks, failed, passed, require, unable
 
 SIZED = {
@@ -200,21 +200,18 @@ def _decode(data: bytes, dtype: str) -> NDArray[np.float64]:
     return np.frombuffer(data, dtype=_NUMPY[dtype]).astype(np.float64)
 
 
-def policy(case: Case) -> Checks:
-    """Rule, profile and files that the build read are within policy."""
-    spec = case.genesis.spec
-    if spec.rule != case.policy.rule:
-        raise IntegrityError(f"the genesis fixes rule {spec.rule!r}, the policy demands {case.policy.rule!r}")
-    for external in spec.declaration.external:
-        if external.digest not in case.policy.externals:
-            raise IntegrityError(
-                f"the build reads the file {external.name} ({external.digest}), which your policy does not allow: "
-                "weights could come in that way"
-            )
-    if objection := profile_objection(case.genesis.profile, case.policy):
-        yield unable("policy", objection)
+def order(case: Case) -> Checks:
+    """Every epoch of an observed order visits every sample once; a derived one does so by itself."""
+    declaration = case.genesis.spec.declaration
+    if case.genesis.randomness.order == "derived":
+        yield passed("order", "the order of the data follows from the seed")
         return
-    yield passed("policy", f"rule, profile and inputs are within policy {case.policy.name!r}")
+    row = 4 * declaration.samples
+    for epoch in range(declaration.epochs):
+        found = observed_order(case.store.read_range(ORDER, epoch * row, (epoch + 1) * row), declaration.samples)
+        if np.bincount(found, minlength=declaration.samples).max() > 1:
+            raise IntegrityError(f"{ORDER}: epoch {epoch} names a sample twice, and so leaves another out")
+    yield passed("order", f"each of {declaration.epochs} epochs visits every one of {declaration.samples} samples once")
 
 
 def recipe(case: Case, name: str, sources: dict[str, Digest], settings: dict[str, object]) -> Checks:

@@ -1,0 +1,77 @@
+"""What of a run does not follow from its seed: first weights or an order of the claimant's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pol import messages
+from pol.declaration import Declaration
+from pol.errors import UsageError
+from pol.proof.genesis import DeclaredSeed, Genesis, Randomness, Release
+
+
+@dataclass(frozen=True)
+class Origins:
+    """Where first weights and order come from; all None: from the seed."""
+
+    init_seed: int | None = None
+    start: Path | None = None
+    start_kind: Literal["given", "observed"] = "observed"
+    order: NDArray[np.integer[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.init_seed is not None and self.start is not None:
+            raise UsageError("init_seed draws the first weights, start takes them from a file: give one of the two")
+        if self.init_seed is not None and not 0 <= self.init_seed < 2**32:
+            raise UsageError(f"init_seed={self.init_seed}: numpy takes seeds of 32 bits, 0 to {2**32 - 1}")
+        if self.start is not None and not self.start.is_file():
+            raise UsageError(f"{self.start}: no such file of first weights")
+
+    @property
+    def randomness(self) -> Randomness:
+        """What the genesis says of it."""
+        initial = self.start_kind if self.start else "derived"
+        return Randomness(
+            initialisation=initial if self.init_seed is None else DeclaredSeed(self.init_seed),
+            order="derived" if self.order is None else "observed",
+        )
+
+    def check(self, declaration: Declaration, release: Release | None) -> None:
+        """Refuse what this training cannot begin with.
+
+        Raises:
+            UsageError: an order of another size; first weights of a recipe with no one model.
+        """
+        if self.order is not None:
+            wanted = (declaration.epochs, declaration.samples)
+            if self.order.shape != wanted or self.order.min() < 0 or self.order.max() >= declaration.samples:
+                raise UsageError(
+                    f"order: an array of {wanted[0]} epochs × {wanted[1]} dataset indices (0 to {wanted[1] - 1}) is "
+                    f"needed, this one has shape {self.order.shape}"
+                )
+        if self.start is not None and release is None:
+            raise UsageError("start: the recipe attaches several modules and none is called model")
+
+    def order_bytes(self) -> bytes | None:
+        """The content of ``order.bin``."""
+        return None if self.order is None else self.order.astype("<u4").tobytes()
+
+    def weights(self, genesis: Genesis) -> messages.Weights | None:
+        """What the training process is told.
+
+        Raises:
+            UsageError: the genesis, of a recording that is resumed, begins otherwise.
+        """
+        if genesis.randomness != self.randomness:
+            raise UsageError(
+                "the unfinished recording was begun with other first weights or another order (init_seed, start, "
+                "start_kind, order): its genesis is signed and cannot change"
+            )
+        if self.start is None or genesis.spec.release is None:
+            return None
+        return messages.Weights(path=str(self.start.absolute()), part=genesis.spec.release.part)

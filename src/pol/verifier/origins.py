@@ -1,0 +1,140 @@
+"""Step 5: where the first state comes from."""
+
+from __future__ import annotations
+
+import math
+
+from pol import canonical
+from pol.auditor import Auditor
+from pol.declaration import difference
+from pol.errors import IntegrityError
+from pol.messages import Built, Comparison, Failed
+from pol.proof.genesis import DeclaredSeed
+from pol.verifier import bind
+from pol.verifier.case import Case, Checks, failed, passed, unable
+from pol.verifier.replayed import Platform
+
+CORRELATION_BOUND = 6.0
+"""Largest |correlation| · √n of two independent builds: six standard deviations, met by chance once in 10⁹ tensors."""
+
+
+_TELLING = CORRELATION_BOUND**2
+"""Elements from which chance does not explain that two builds agree; with fewer the correlation bound says nothing."""
+
+
+def statement(case: Case) -> str:
+    """The origin in words, for a report."""
+    return {
+        "derived": "Origin: weights drawn from the run's seed, drawn again here; nothing was trained before.",
+        "declared": "Origin: weights drawn under a seed that the claimant chose, drawn again here; nothing was trained "
+        "before, but it may have tried many seeds.",
+        "given": "Origin: the weights that you gave out, compared bit for bit.",
+        "observed": "Origin: first weights from elsewhere that look like fresh draws from the recipe's own laws. This "
+        "is a statistical test of each tensor by itself: it is weaker than drawing again, and cannot win a dispute.",
+    }[case.genesis.randomness.origin]
+
+
+def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
+    """Step 5: the first state is drawn again, or its weights are those given out, or they pass a test."""
+    genesis = case.genesis
+    case.progress("building from the seed", 0, None)
+    chosen = genesis.randomness.initialisation
+    declared = chosen.seed if isinstance(chosen, DeclaredSeed) else None
+    built = auditor.build(genesis.profile, genesis.recipe.configuration, case.seed, declared)
+    if isinstance(built, Failed):
+        yield platform.mismatch("build", f"the recipe cannot be built: {built.message}")
+        return
+    if built.undeclared:
+        yield failed(
+            "build", f"the recipe imports the local module {built.undeclared[0]}, which its digest does not cover"
+        )
+        return
+    if canonical.encode(built.configuration) != canonical.encode(genesis.recipe.configuration):
+        yield failed("build", "the registered constructor arguments are not all those that the recipe takes")
+        return
+    changed = difference(genesis.spec.declaration, built.declaration)
+    if changed:
+        yield platform.mismatch("build", f"the recipe declares something else than the genesis: {changed}")
+        return
+    if (genesis.randomness.origin == "given") != (case.start is not None):
+        if case.start is not None:
+            yield failed("start", f"you gave out {case.start.name}, but this run starts elsewhere")
+        else:
+            yield unable("start", "this run starts from weights that a verifier gave out: name their file (--start)")
+        return
+    if genesis.randomness.origin in ("derived", "declared"):
+        if built.root != case.log.origin.root:
+            yield platform.mismatch("seed", "the first state does not follow from the seed of this genesis")
+            return
+        which = "the seed" if declared is None else f"the declared seed {declared}"
+        yield passed("seed", f"the first state follows from {which}, bit for bit; optimizer state is fresh")
+    else:
+        yield from _beside_the_weights(case, built, platform)
+        if genesis.randomness.origin == "given":
+            assert case.start is not None
+            bind.compare_model(case, case.start, 0, "not the weights that you gave out")
+            yield passed("start", f"the run starts from {case.start.name}, bit for bit")
+        else:
+            yield from _observed(case, auditor)
+    yield passed("control", platform.detail)
+
+
+def _beside_the_weights(case: Case, built: Built, platform: Platform) -> Checks:
+    """All of the first state but the weights of the released part is as the recipe builds it from the seed."""
+    found = bind.contents(case, 0)
+    weights = _weights(case)
+    for key in sorted({*built.contents, *found}):
+        if key not in weights and built.contents.get(key) != found.get(key):
+            yield platform.mismatch("fresh", f"{key} of the first state does not follow from the seed")
+            return
+    yield passed("fresh", f"the {len(found) - len(weights)} entries beside the weights follow from the seed")
+
+
+def _weights(case: Case) -> set[str]:
+    release = case.genesis.spec.release
+    if release is None:
+        raise IntegrityError("the genesis starts from weights, but names no part that they belong to")
+    prefixes = (f"parameter/{release.part}.", f"buffer/{release.part}.")
+    return {entry.key for entry in case.genesis.spec.declaration.entries if entry.key.startswith(prefixes)}
+
+
+def _observed(case: Case, auditor: Auditor) -> Checks:
+    yield unable("laws", "not in this version")
+
+
+def independence(case: Case, auditor: Auditor) -> Checks:
+    """Step 5: built from two seeds of the verifier's own, each tensor is a permitted constant or unrelated."""
+    genesis, allowed = case.genesis, case.policy.constants
+    declared = genesis.randomness.origin == "declared"
+    twice = auditor.build_twice(genesis.profile, genesis.recipe.configuration, declared=declared)
+    if isinstance(twice, Failed) or not twice.comparisons:
+        yield unable("independence", twice.message if isinstance(twice, Failed) else "nothing was compared")
+        return
+    if unknown := sorted(set(genesis.spec.constants) - {found.key for found in twice.comparisons}):
+        yield failed("independence", f"the declared constant {unknown[0]} is no entry of the state")
+        return
+    for found in twice.comparisons:
+        if objection := _objection(found, allowed, genesis.spec.constants):
+            yield failed("independence", "{} {} ".format(*found.key.split("/", 1)) + objection)
+            return
+    random = sum(not found.equal for found in twice.comparisons)
+    yield passed(
+        "independence",
+        f"{random} tensors are drawn from the seed, {len(twice.comparisons) - random} are permitted constants",
+    )
+
+
+def _objection(found: Comparison, allowed: str, declared: list[str]) -> str | None:
+    """Why a tensor, built under two seeds, may hold something that was trained before; None if it may not."""
+    if found.size > _TELLING and found.equal != (found.key in declared):
+        return f"{'does not depend' if found.equal else 'depends'} on the seed, against what the genesis declares"
+    if not found.equal:
+        bound = CORRELATION_BOUND / math.sqrt(found.size)
+        return (
+            None if abs(found.correlation) <= bound else f"is alike under independent seeds ({found.correlation:.2f})"
+        )
+    if found.repeated:
+        return None
+    if allowed == "none" or (allowed == "buffers" and found.key.startswith(("parameter/", "optimizer/", "object/"))):
+        return "has the same values under every seed: it comes from elsewhere"
+    return None

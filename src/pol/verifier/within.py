@@ -1,0 +1,158 @@
+"""Step 4: what the policy asks of a run, clause by clause; each only ever adds a reason to refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pol import canonical
+from pol.declaration import Group
+from pol.errors import FormatError, IntegrityError
+from pol.proof.policy import LEVELS, Level
+from pol.verifier.case import Case, Checks, passed, unable
+
+
+def level(case: Case) -> Level:
+    """The assurance level of a run: who chose its first weights, order and randomness."""
+    randomness = case.genesis.randomness
+    if "observed" in (randomness.origin, randomness.order):
+        return "observed"
+    if randomness.origin == "declared":
+        return "seed-declared"
+    return "verifier-seeded" if None not in (case.policy.beacon, case.policy.genesis) else "self-seeded"
+
+
+def rule(case: Case) -> Checks:
+    """The genesis fixes the rule that the policy demands: no verifier falls back from it."""
+    registered = case.genesis.spec.rule
+    if registered != case.policy.rule:
+        raise IntegrityError(f"the genesis fixes rule {registered!r}, the policy demands {case.policy.rule!r}")
+    yield passed("rule", f"rule {registered!r}, as the policy demands")
+
+
+def inputs(case: Case) -> Checks:
+    """Files that the build read, and the recipe itself, are allowed."""
+    for external in case.genesis.spec.declaration.external:
+        if external.digest not in case.policy.externals:
+            raise IntegrityError(
+                f"the build reads the file {external.name} ({external.digest}), which your policy does not allow: "
+                "weights could come in that way"
+            )
+    if case.policy.recipes and case.genesis.recipe.digest not in case.policy.recipes:
+        raise IntegrityError(f"recipe {case.genesis.recipe.digest} is none that your policy allows")
+    yield passed("inputs", "the recipe and the files that it reads are allowed")
+
+
+def assured(case: Case) -> Checks:
+    """First weights, order and randomness are as much beyond the claimant's choice as the policy demands."""
+    found, demanded = level(case), case.policy.assurance
+    if LEVELS.index(found) < LEVELS.index(demanded):
+        raise IntegrityError(
+            f"this run reaches assurance level {found!r} ({_why(case)}), your policy demands {demanded!r}"
+        )
+    if case.genesis.randomness.order == "observed" and case.policy.order == "derived":
+        raise IntegrityError("the claimant chose the order of the data; your policy demands the derived one")
+    yield passed("assurance", f"level {found!r}; the policy demands {demanded!r}")
+
+
+def _why(case: Case) -> str:
+    randomness = case.genesis.randomness
+    if randomness.origin in ("observed", "declared"):
+        return {
+            "observed": "the first weights come from elsewhere",
+            "declared": "the claimant chose the seed of the first weights",
+        }[randomness.origin]
+    if randomness.order == "observed":
+        return "the claimant chose the order of the data"
+    return "you gave no nonce for this genesis"
+
+
+def profile(case: Case) -> Checks:
+    """Threads, precision and element types are allowed."""
+    wanted, policy = case.genesis.profile, case.policy
+    if policy.matmul and wanted.matmul not in policy.matmul:
+        raise IntegrityError(
+            f"matrix products of precision {wanted.matmul!r}, the policy allows {', '.join(policy.matmul)}"
+        )
+    for entry in case.genesis.spec.declaration.entries:
+        if entry.kind == "parameter" and policy.dtypes and entry.dtype not in policy.dtypes:
+            raise IntegrityError(f"{entry.key} is {entry.dtype}, the policy allows {', '.join(policy.dtypes)}")
+    if wanted.threads > policy.max_threads:
+        yield unable(
+            "profile", f"the profile asks for {wanted.threads} threads, the policy allows {policy.max_threads}"
+        )
+        return
+    yield passed("profile", "threads, precision and element types are within policy")
+
+
+def hyperparameters(case: Case) -> Checks:
+    """Declared and recorded hyperparameters, and the sizes of the run, are within the policy's bounds."""
+    spec, bounds = case.genesis.spec, case.policy.bounds
+    if spec.steps < bounds.min_steps:
+        raise IntegrityError(f"the run has {spec.steps} steps, the policy demands {bounds.min_steps}")
+    if bounds.max_every is not None and spec.every > bounds.max_every:
+        raise IntegrityError(f"an interval has {spec.every} steps, the policy allows {bounds.max_every}")
+    groups = [group for part in spec.declaration.parts for group in part.groups]
+    for group in groups:
+        for name, momentum in _momenta(group):
+            if bounds.momentum is not None and not 0 <= momentum <= bounds.momentum:
+                raise IntegrityError(f"{name} is {momentum}, the policy allows {bounds.momentum}")
+    for start, rates in _rates(case):
+        for number, rate in enumerate(rates):
+            decay = _number(groups[number], "weight_decay") if number < len(groups) else 0.0
+            where = f"from step {start} on, in parameter group {number}"
+            if bounds.learning_rate is not None and not 0 <= rate <= bounds.learning_rate:
+                raise IntegrityError(f"the learning rate is {rate} {where}, the policy allows {bounds.learning_rate}")
+            if bounds.rate_times_decay is not None and not 0 <= rate * decay <= bounds.rate_times_decay:
+                raise IntegrityError(
+                    f"lr times weight_decay is {rate * decay} {where}, the policy allows {bounds.rate_times_decay}"
+                )
+    yield passed(
+        "hyperparameters", f"{len(groups)} parameter groups, {spec.steps} steps and k = {spec.every} are within bounds"
+    )
+
+
+def _momenta(group: Group) -> Iterator[tuple[str, float]]:
+    for name in ("momentum", "betas"):
+        value = _plain(group, name)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, int | float):
+                yield name, float(one)
+
+
+def _number(group: Group, name: str) -> float:
+    value = _plain(group, name)
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _plain(group: Group, name: str) -> object:
+    return canonical.untag(group.hyperparameters[name], name) if name in group.hyperparameters else None
+
+
+def _rates(case: Case) -> Iterator[tuple[int, list[float]]]:
+    """Recorded learning rates, from which step on; what a replay confirms or refutes."""
+    for interval in case.log.intervals:
+        step = interval.start
+        for rates in interval.learning_rates:
+            try:
+                yield step, [float(value) for value in rates.values]
+            except ValueError:
+                raise FormatError(f"interval {interval.start}–{interval.stop}: a learning rate is no number") from None
+            step += rates.steps
+
+
+def moved(case: Case) -> Checks:
+    """The weights change in every window, if the policy says so and a recorded learning rate is above zero."""
+    if not case.policy.bounds.moved:
+        yield passed("moved", "the policy does not ask that the weights change")
+        return
+    for window in case.windows:
+        inside = case.log.intervals[window.first : window.last + 1]
+        working = any(
+            float(value) > 0 for interval in inside for rates in interval.learning_rates for value in rates.values
+        ) and any(interval.loss is not None for interval in inside)
+        if working and window.sizes.get("weights", 0.0) == 0.0:
+            raise IntegrityError(f"steps {inside[0].start} to {inside[-1].stop} changed no parameter at a rate above 0")
+    yield passed("moved", f"the weights change in each of {len(case.windows)} windows")
+
+
+CLAUSES = (rule, inputs, assured, profile, hyperparameters, moved)
