@@ -18,6 +18,8 @@ from pol.version import __version__
 
 if TYPE_CHECKING:
     from pol.auditor import LocalAuditor as LocalAuditor
+    from pol.calibrator import calibrate as calibrate
+    from pol.calibrator import read_calibration as read_calibration
     from pol.errors import AuthenticityError as AuthenticityError
     from pol.errors import FormatError as FormatError
     from pol.errors import IntegrityError as IntegrityError
@@ -58,7 +60,10 @@ _HOMES = {
     "StoreError": "pol.errors",
     "UsageError": "pol.errors",
     "Verdict": "pol.proof.report",
+    "calibrate": "pol.calibrator",
+    "read_calibration": "pol.calibrator",
     "record": "pol.prover",
+    "regenerate": "pol.responder",
     "verify": "pol.verifier",
     "write_model": "pol.release",
 }
@@ -84,7 +89,10 @@ __all__ = [
     "UsageError",
     "Verdict",
     "__version__",
+    "calibrate",
+    "read_calibration",
     "record",
+    "regenerate",
     "verify",
     "write_model",
 ]

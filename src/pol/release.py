@@ -7,12 +7,9 @@ from typing import Any
 
 import msgspec
 
-from pol import canonical
 from pol.errors import UsageError
-from pol.proof import genesis as genesis_format
 from pol.proof.container import Placed, header_length, parse_header
-from pol.proof.envelope import parse_envelope
-from pol.proof.genesis import MAX_GENESIS, Genesis
+from pol.proof.genesis import MAX_GENESIS, read_genesis
 from pol.proof.released import released
 from pol.store import ATTESTATION, GENESIS, ProofDirectory, checkpoint_path
 
@@ -32,10 +29,7 @@ def write_model(proof: Path | str, out: Path | str) -> int:
     store = ProofDirectory(Path(proof))
     if not (store.path / ATTESTATION).exists():
         raise UsageError(f"{proof}: the training is not finished, so there is no model to release")
-    envelope = parse_envelope(
-        store.read(GENESIS, 2 * MAX_GENESIS), what=GENESIS, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS
-    )
-    spec = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS).spec
+    spec = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS)).spec
     if spec.release is None:
         raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
     name = checkpoint_path(spec.steps)

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from pol import canonical
+from pol import canonical, seeds
 from pol.declaration import Declaration, DigestField, Name, Positive
 from pol.digest import Digest, sha256, sha256_framed
 from pol.merkle import Root
+from pol.messages import Registered
 from pol.profile import Platform, Profile
+from pol.proof.envelope import parse_envelope
 from pol.statetree import StateRoot
 
 PAYLOAD_TYPE = "application/vnd.proof-of-learning.genesis.v1+json"
@@ -93,6 +95,16 @@ class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     streams: Literal["derived"] = "derived"
 
     @property
+    def built(self) -> bool:
+        """Whether the first state is what the recipe builds, so that no file is needed to begin there."""
+        return self.origin in ("derived", "declared")
+
+    @property
+    def declared_seed(self) -> int | None:
+        """The number under which the first weights are drawn, if the claimant chose one."""
+        return self.initialisation.seed if isinstance(self.initialisation, DeclaredSeed) else None
+
+    @property
     def origin(self) -> Literal["derived", "declared", "given", "observed"]:
         """Kind of the initialisation."""
         return "declared" if isinstance(self.initialisation, DeclaredSeed) else self.initialisation
@@ -115,6 +127,17 @@ class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Commitment to the secret r."""
 
 
+def read_genesis(data: bytes) -> Genesis:
+    """The genesis in an envelope whose signature is not checked.
+
+    Raises:
+        FormatError: it is malformed.
+    """
+    what = "genesis.json"
+    envelope = parse_envelope(data, what=what, payload_type=PAYLOAD_TYPE, limit=MAX_GENESIS)
+    return canonical.decode(envelope.payload_bytes(what), Genesis, what=what, limit=MAX_GENESIS)
+
+
 def genesis_digest(genesis: Genesis) -> Digest:
     """Digest of a genesis: over the payload, since signatures are randomised."""
     return sha256(canonical.encode(genesis))
@@ -134,6 +157,16 @@ def boundaries(spec: Spec) -> list[int]:
 def kept(spec: Spec) -> list[int]:
     """The steps whose checkpoint is in the proof: the first, every K-th, the last."""
     return [*range(0, spec.steps, spec.every * spec.keep), spec.steps]
+
+
+def registered(genesis: Genesis, r: bytes) -> Registered:
+    """What a training process is told of a genesis."""
+    return Registered(
+        declaration=genesis.spec.declaration,
+        batches_per_step=genesis.spec.batches_per_step,
+        every=genesis.spec.every,
+        batch_key=seeds.batch_key(r).hex(),
+    )
 
 
 class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

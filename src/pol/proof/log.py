@@ -12,6 +12,7 @@ from pol.digest import frame
 from pol.errors import FormatError
 from pol.interval import Interval, Origin
 from pol.merkle import Root, leaf_hash, tree
+from pol.proof.genesis import Spec
 
 MAX_LINE = 16 * 2**20
 """Longest record: 16 MiB, a hundred thousand steps of an interval with a new learning rate at each."""
@@ -25,6 +26,13 @@ class Log(msgspec.Struct, frozen=True):
     origin: Origin
     intervals: list[Interval]
     root: Root
+
+
+def counts_after(log: Log, spec: Spec, step: int) -> dict[str, int]:
+    """Steps of each counted schedule after ``step`` steps, a boundary."""
+    if step == 0:
+        return {part.name: 0 for part in spec.declaration.parts if part.counted}
+    return log.intervals[-(-step // spec.every) - 1].schedules
 
 
 def encode_record(record: Origin | Interval) -> bytes:

@@ -14,10 +14,9 @@ from pol.interval import Interval
 from pol.merkle import Root
 from pol.profile import Platform, Profile
 from pol.proof import attestation as attestation_format
-from pol.proof import genesis as genesis_format
 from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL, Beacon, Journal, Statement, attestation_digest
 from pol.proof.envelope import parse_envelope
-from pol.proof.genesis import MAX_GENESIS, Genesis, genesis_digest
+from pol.proof.genesis import Genesis, genesis_digest, read_genesis
 from pol.proof.log import decode_record
 
 
@@ -119,17 +118,6 @@ def summarise(
         checkpoints=len(kept),
         checkpoint_bytes=sum(kept),
     )
-
-
-def read_genesis(data: bytes) -> Genesis:
-    """The genesis in an envelope whose signature is not checked.
-
-    Raises:
-        FormatError: it is malformed.
-    """
-    what = "genesis.json"
-    envelope = parse_envelope(data, what=what, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS)
-    return canonical.decode(envelope.payload_bytes(what), Genesis, what=what, limit=MAX_GENESIS)
 
 
 def _statement(data: bytes) -> Statement:

@@ -26,6 +26,7 @@ from pol.proof.genesis import (
     Spec,
     genesis_digest,
     recipe_digest,
+    registered,
 )  # fmt: skip
 from pol.proof.released import released_part
 from pol.prover.origins import Origins
@@ -215,16 +216,6 @@ class Recorder:
                     if undeclared:
                         raise UsageError(_undeclared(undeclared))
                     self._files.note_asides(asides)
-
-
-def registered(genesis: Genesis, secret: bytes) -> messages.Registered:
-    """What a training process is told of a genesis."""
-    return messages.Registered(
-        declaration=genesis.spec.declaration,
-        batches_per_step=genesis.spec.batches_per_step,
-        every=genesis.spec.every,
-        batch_key=seeds.batch_key(secret).hex(),
-    )
 
 
 def failure(event: messages.Failed) -> PolError:

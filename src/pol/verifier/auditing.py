@@ -15,9 +15,9 @@ from pol.auditor import Auditor
 from pol.checkpoint import Checkpoint
 from pol.distance import within
 from pol.interval import Interval
-from pol.messages import Failed, Finished, Opened, Recorded, Registered, Segment, Stepped
+from pol.messages import Failed, Finished, Opened, Recorded, Segment, Stepped
 from pol.order import epoch_order, observed_order, sample_list_digest
-from pol.proof.genesis import DeclaredSeed
+from pol.proof.genesis import registered
 from pol.proof.policy import Limits
 from pol.proof.report import Check, Deviation, IntervalResult, Status
 from pol.store import ORDER
@@ -106,18 +106,11 @@ class _Replay:
         """Replay segments until one stops; returns how many are done, and what stopped the next."""
         case = self._case
         genesis = case.genesis
-        registered = Registered(
-            declaration=genesis.spec.declaration,
-            batches_per_step=genesis.spec.batches_per_step,
-            every=genesis.spec.every,
-            batch_key=seeds.batch_key(case.r).hex(),
-        )
         finished = 0
-        chosen, observed = genesis.randomness.initialisation, genesis.randomness.order == "observed"
         for event in auditor.replay(
-            genesis.profile, genesis.recipe.configuration, case.seed, registered, waiting, seeds.salt_key(case.r),
-            declared=chosen.seed if isinstance(chosen, DeclaredSeed) else None,
-            order=case.store.path / ORDER if observed else None, save=self._folder,
+            genesis.profile, genesis.recipe.configuration, case.seed, registered(genesis, case.r), waiting,
+            seeds.salt_key(case.r), declared=genesis.randomness.declared_seed,
+            order=case.store.path / ORDER if genesis.randomness.order == "observed" else None, save=self._folder,
         ):  # fmt: skip
             match event:
                 case Opened(step=step, root=root):

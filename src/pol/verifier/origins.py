@@ -9,7 +9,6 @@ from pol.auditor import Auditor
 from pol.declaration import difference
 from pol.errors import IntegrityError
 from pol.messages import Built, Comparison, Failed
-from pol.proof.genesis import DeclaredSeed
 from pol.verifier import bind
 from pol.verifier.case import Case, Checks, failed, passed, unable
 from pol.verifier.replayed import Platform
@@ -38,8 +37,7 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
     """Step 5: the first state is drawn again, or its weights are those given out, or they pass a test."""
     genesis = case.genesis
     case.progress("building from the seed", 0, None)
-    chosen = genesis.randomness.initialisation
-    declared = chosen.seed if isinstance(chosen, DeclaredSeed) else None
+    declared = genesis.randomness.declared_seed
     built = auditor.build(genesis.profile, genesis.recipe.configuration, case.seed, declared)
     if isinstance(built, Failed):
         yield platform.mismatch("build", f"the recipe cannot be built: {built.message}")
@@ -62,7 +60,7 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
         else:
             yield unable("start", "this run starts from weights that a verifier gave out: name their file (--start)")
         return
-    if genesis.randomness.origin in ("derived", "declared"):
+    if genesis.randomness.built:
         if built.root != case.log.origin.root:
             yield platform.mismatch("seed", "the first state does not follow from the seed of this genesis")
             return

@@ -11,6 +11,7 @@ from pol.errors import IntegrityError
 from pol.messages import Controlled, Failed, Segment
 from pol.profile import differences
 from pol.proof.challenge import draw
+from pol.proof.log import counts_after
 from pol.proof.report import Check
 from pol.store import checkpoint_path
 from pol.verifier import bind
@@ -132,13 +133,11 @@ def segments(case: Case) -> list[Segment]:
 
 def _segment(case: Case, first: int, last: int) -> Segment:
     start = case.log.intervals[first].start
-    counted = [part.name for part in case.genesis.spec.declaration.parts if part.counted]
-    built = start == 0 and case.genesis.randomness.origin in ("derived", "declared")
     store = case.store if start in case.checkpoints else case.openings
     assert store is not None
     return Segment(
         start=start,
         stop=case.log.intervals[last].stop,
-        checkpoint=None if built else str(store.path / checkpoint_path(start)),
-        counts=case.log.intervals[first - 1].schedules if first else dict.fromkeys(counted, 0),
+        checkpoint=None if not start and case.genesis.randomness.built else str(store.path / checkpoint_path(start)),
+        counts=counts_after(case.log, case.genesis.spec, start),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pol import canonical
+from pol.checkpoint import Checkpoint
 from pol.digest import Digest
 from pol.errors import IntegrityError
 from pol.order import observed_order
@@ -18,6 +19,7 @@ from pol.proof.genesis import CONTROL_STEPS, boundaries, kept, recipe_digest
 from pol.proof.released import released_part
 from pol.statetree import FLOATING
 from pol.store import ORDER, checkpoint_path
+from pol.values import floats
 from pol.verifier.case import Case, Checks, failed, passed, require, unable
 
 SIZED = {
@@ -29,24 +31,9 @@ SIZED = {
 }
 """Kinds of state whose movement is measured for the challenge."""
 
-_CHUNK = 1 << 24
-"""Bytes of a tensor that are looked at at a time: 16 MiB keeps memory far below one state."""
-
 MAX_SCHEDULE_STEPS = 16
 """Most steps of a schedule for one batch. Honest loops take one for each batch, step or epoch; a bound because a
 replay steps the schedule that often from 0."""
-
-_NUMPY = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-    "BOOL": "?",
-}
 
 
 def arithmetic(case: Case) -> Checks:
@@ -188,16 +175,8 @@ def _sizes(case: Case, before: int, after: int) -> dict[str, float]:
 
 def _values(case: Case, step: int, slot: Placed) -> Iterator[NDArray[np.float64]]:
     """The values of an entry as float64, in chunks."""
-    name = checkpoint_path(step)
-    for begin in range(slot.begin, slot.end, _CHUNK):
-        yield _decode(case.store.read_range(name, begin, min(begin + _CHUNK, slot.end)), slot.entry.dtype)
-
-
-def _decode(data: bytes, dtype: str) -> NDArray[np.float64]:
-    if dtype == "BF16":  # the upper half of a float32
-        wide = np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16
-        return wide.view(np.float32).astype(np.float64)
-    return np.frombuffer(data, dtype=_NUMPY[dtype]).astype(np.float64)
+    file = Checkpoint(case.store, checkpoint_path(step), [slot])
+    return map(floats, file.chunks(slot.entry.key))
 
 
 def order(case: Case) -> Checks:
