@@ -1,11 +1,15 @@
-"""Makes the golden proofs of format v1: ``good-toy``, the ``bad-*`` forgeries of it, and ``expected.json``.
+"""Makes the golden proofs of format v1: three good ones, the ``bad-*`` forgeries of ``good-toy``, ``expected.json``.
+
+``good-toy`` follows from its seed; ``good-declared`` has a declared seed, an order of its own and rule tolerance;
+``good-given`` starts from weights in ``given.safetensors``.
 
 Run ``python tests/vectors/generate.py`` from the repository root. Key, secret, beacon and dates are fixed, so on
 one platform every root and the genesis digest come out the same each time. The files do not: an ECDSA signature is
 random, and the attestation lists the digest of ``genesis.json``, signature included.
 
 A ``bad-*`` folder holds only the files that differ from ``good-toy``; ``expected.json`` names those that are to
-be taken away. Vectors of a released format version never change, so nothing is overwritten without ``--force``.
+be taken away. Vectors of a released format version never change, so nothing is overwritten without ``--force``; what is
+missing is made.
 """
 
 import argparse
@@ -21,9 +25,10 @@ from pathlib import Path
 from unittest import mock
 
 import msgspec
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pol import canonical, prover, seeds, unfinished
+from pol import canonical, prover, release, seeds, unfinished
 from pol.digest import blake3_bytes
 from pol.interval import Origin
 from pol.keys import SigningKey
@@ -57,14 +62,24 @@ def known_key(name):
 KEY, THIEF = known_key("the prover"), known_key("a thief")
 
 
+OPTIONS = {
+    "good-toy": {},
+    "good-declared": {"init_seed": 7, "order": np.stack([np.roll(np.arange(30), 7), np.arange(30)[::-1]]),
+                      "rule": "tolerance", "keep": 1},
+    "good-given": {"start": HERE / "given.safetensors", "start_kind": "given"},
+}  # fmt: skip
+"""What each good proof is recorded with, beside key, beacon and profile."""
+
+
 def record_good(out):
-    """The honest proof."""
+    """An honest proof."""
+    options = {"keep": KEEP, **OPTIONS[out.name]}
     values = [SECRET, *(hashlib.sha256(b"pol test vectors: dry build %d" % i).digest() for i in range(2))]
     with (
-        mock.patch.object(prover.secrets, "token_bytes", side_effect=values),
+        mock.patch("secrets.token_bytes", side_effect=values),
         mock.patch.object(unfinished, "_now", return_value=DATE),
     ):
-        prover.record(f"{RECIPE}:Toy", out, key=KEY, every=EVERY, keep=KEEP, beacon=BEACON, profile=PROFILE)
+        prover.record(f"{RECIPE}:Toy", out, key=KEY, every=EVERY, beacon=BEACON, profile=PROFILE, **options)
 
 
 class Forgery:
@@ -281,6 +296,9 @@ def facts(good):
     beacon = bytes.fromhex(statement.predicate.beacon.value)
     seed = seeds.derive_seed(genesis.genesis_digest(first), beacon, SECRET)
     digest = attestation.attestation_digest(statement)
+    orders = [epoch_order(seed, epoch, 30).tolist() for epoch in range(2)]
+    if first.randomness.order == "observed":
+        orders = np.frombuffer((good / "order.bin").read_bytes(), dtype="<u4").reshape(2, 30).tolist()
     windows = [
         Window(first=2 * i, last=2 * i + 1, sizes={"weights": float(i * 7 % 11), "optimizer": float(i % 3)})
         for i in range(30)
@@ -306,13 +324,13 @@ def facts(good):
         "beacon": BEACON.hex(),
         "secret": SECRET.hex(),
         "seed": seed.hex(),
-        "orders": [epoch_order(seed, epoch, 30).tolist() for epoch in range(2)],
+        "orders": orders,
         "leaves": [(good / "dataset.bin").read_bytes()[32 * i : 32 * i + 32].hex() for i in (0, 29)],
         "streams": {
             "init": stream.draw(16, "init").hex(),
             "step 5": stream.draw(16, "step", 5).hex(),
             "sample 1 9 21": stream.draw(16, "sample", 1, 9, 21).hex(),
-            "transform 0 0": stream.draw(16, "transform", 0, 0, int(epoch_order(seed, 0, 30)[0])).hex(),
+            "transform 0 0": stream.draw(16, "transform", 0, 0, orders[0][0]).hex(),
             "collate 1 3": stream.draw(16, "collate", 1, 3).hex(),
         },
         "challenge": {
@@ -337,12 +355,26 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--force", action="store_true", help="overwrite vectors that exist")
     arguments = parser.parse_args()
-    if (HERE / "good-toy").exists() and not arguments.force:
+    if arguments.force:
+        for old in [*HERE.glob("good-*"), *HERE.glob("bad-*")]:
+            shutil.rmtree(old)
+    missing = [name for name in OPTIONS if not (HERE / name).exists()]
+    if not missing:
         sys.exit(f"{HERE} holds vectors of format v1 already; those of a released format never change (--force)")
-    for old in [*HERE.glob("good-*"), *HERE.glob("bad-*")]:
-        shutil.rmtree(old)
+    for name in missing:
+        if name == "good-given":
+            release.write_model(HERE / "good-toy", HERE / "given.safetensors")
+        record_good(HERE / name)
     good = HERE / "good-toy"
-    record_good(good)
+    bad = make_bad(good) if "good-toy" in missing else json.loads((HERE / "expected.json").read_bytes())["bad"]
+    expected = {**{name: facts(HERE / name) for name in OPTIONS}, "bad": bad}
+    (HERE / "expected.json").write_text(as_lines(expected) + "\n")
+    files = [path for folder in HERE.iterdir() if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
+    print(f"made {', '.join(missing)}; {len(bad)} forgeries in all: {sum(path.stat().st_size for path in files)} bytes")
+
+
+def make_bad(good):
+    """The forgeries, as folders of what differs; returns what ``expected.json`` says of them."""
     bad = {}
     with tempfile.TemporaryDirectory() as temporary:
         for step, makers in FORGERIES.items():
@@ -352,10 +384,7 @@ def main():
                 make(forgery)
                 removed = write_delta(good, forgery.folder, HERE / name)
                 bad[name] = {"what": make.__doc__, "step": step, "removed": removed}
-    expected = {"good-toy": facts(good), "bad": bad}
-    (HERE / "expected.json").write_text(as_lines(expected) + "\n")
-    files = [path for folder in HERE.iterdir() if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
-    print(f"{good.name} and {len(bad)} forgeries of it: {sum(path.stat().st_size for path in files)} bytes")
+    return bad
 
 
 if __name__ == "__main__":

@@ -209,6 +209,9 @@ def facts(proof, nonce, windows, resumed, policy):
     )
     count, size = declaration["samples"], declaration["batch_size"]
     orders = [permutation(expand(seed, b"pol/v1/order" + u64(e)), count) for e in range(declaration["epochs"])]
+    if genesis["randomness"]["order"] == "observed":
+        indices = np.frombuffer((proof / "order.bin").read_bytes(), dtype="<u4")
+        orders = indices.reshape(declaration["epochs"], count).tolist()
     lines = (proof / "log.jsonl").read_bytes()[:-1].split(b"\n")
     records = [json.loads(line) for line in lines]
     samples, streams = toy_data.samples(), Streams(seed)

@@ -62,7 +62,7 @@ def challenge(case: Case) -> Checks:
         shown = ",".join(map(str, missing))
         yield unable(
             "openings",
-            f"{len(missing)} states are needed that are not in the proof: ask the prover for them (pol regenerate … "
+            f"states are needed that are not in the proof ({len(missing)}): ask the prover for them (pol regenerate … "
             f"--steps {shown}), then verify with --openings DIR --nonce {case.nonce.hex()}",
         )
         return
