@@ -6,6 +6,7 @@ from functools import cache
 import msgspec
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import pol
@@ -21,6 +22,7 @@ from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.responder import regenerate
 from pol.store import checkpoint_path
+from recipes.toy import Toy
 
 LEAST = Policy(assurance="observed", order="permutation")
 """Takes every origin."""
@@ -311,3 +313,45 @@ def test_the_first_state_is_regenerated_by_copying(tmp_path):
     take_again(tmp_path / "o", 0)
     name = checkpoint_path(0)
     assert (tmp_path / "o" / name).read_bytes() == (seldom() / name).read_bytes()
+
+
+# -- first weights from elsewhere ------------------------------------------------------------------------------------
+
+
+def fresh(seed):
+    """Weights that the recipe's own build draws, outside of any recording."""
+    path = factory().folder / f"origins-fresh-{seed}.safetensors"
+    if not path.exists():
+        torch.manual_seed(seed)
+        save_file(Toy().build()["model"].state_dict(), path)
+    return path
+
+
+def test_fresh_weights_from_elsewhere_are_accepted_at_the_lowest_level():
+    report = check(run("observed", start=fresh(11)), policy=LEAST)
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+    assert report.assurance.level == "observed"
+    assert "cannot win a dispute" in report.assurance.statements[0]
+
+
+def test_fresh_weights_from_elsewhere_are_not_what_the_default_policy_takes():
+    says(check(run("observed", start=fresh(11))), Verdict.REJECT, 4, "assurance level 'observed'")
+
+
+def test_trained_weights_are_no_fresh_start():
+    says(check(run("stolen", start=model()), policy=LEAST), Verdict.REJECT, 5, "parameter/model.")
+
+
+def test_trained_matrices_with_fresh_norms_are_no_fresh_start(tmp_path):
+    """Only the laws of the drawn tensors can tell: everything else is as it is built."""
+    drawn = load_file(fresh(11))
+    stolen = {**drawn, "4.weight": 3 * drawn["4.weight"]}
+    save_file(stolen, tmp_path / "s.safetensors")
+    record(RECIPE, tmp_path / "p", key=known_key(1), every=EVERY, start=tmp_path / "s.safetensors",
+           profile=Profile(threads=1), executor=InProcess())  # fmt: skip
+    says(check(tmp_path / "p", policy=LEAST), Verdict.REJECT, 5, "parameter/model.4.weight")
+
+
+def test_an_observed_start_is_replayed_from_its_file():
+    report = check(run("observed", start=fresh(11)), policy=LEAST)
+    assert [result.status for result in report.intervals] == ["passed"] * 5

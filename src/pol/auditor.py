@@ -18,7 +18,21 @@ from pol import canonical
 from pol.digest import Digest
 from pol.errors import ReplayError
 from pol.executors.local import Executor, LocalProcess
-from pol.messages import Build, Built, Control, Controlled, EventType, Failed, Program, Registered, Replay, Segment
+from pol.interval import Rates
+from pol.messages import (
+    Build,
+    Built,
+    Control,
+    Controlled,
+    EventType,
+    Failed,
+    JobType,
+    Program,
+    Registered,
+    Replay,
+    Segment,
+    TrustingReplay,
+)  # fmt: skip
 from pol.profile import Profile
 from pol.replay.recipe import Recipe, reference_of, split_reference
 from pol.replay.sources import local_sources
@@ -66,6 +80,20 @@ class Auditor(Protocol):
     ) -> Iterator[EventType]:
         """Take the steps of segments again, in the order of a file if there is one; ``save`` end states there."""
 
+    def trusting_replay(
+        self,
+        profile: Profile,
+        configuration: dict[str, Any],
+        seed: bytes,
+        segments: list[Segment],
+        rates: list[list[Rates]],
+        *,
+        batches_per_step: int,
+        order: Path | None,
+        save: Path,
+    ) -> Iterator[EventType]:
+        """Take steps again and believe what states and ``rates`` say; for procedure ``paper-2021`` alone."""
+
 
 class LocalAuditor:
     """Audits on this machine, with one process per profile. A context manager."""
@@ -88,7 +116,7 @@ class LocalAuditor:
             process.close()
         self._processes.clear()
 
-    def _run(self, job: Build | Control | Replay) -> Iterator[EventType]:
+    def _run(self, job: JobType) -> Iterator[EventType]:
         profile = job.program.profile
         if self._executor is not None:
             return self._executor.run(job)
@@ -170,6 +198,27 @@ class LocalAuditor:
             program=msgspec.structs.replace(program, order=None if order is None else str(order)),
             registered=registered, segments=segments, salt_key=salt_key.hex(),
             save=None if save is None else str(save),
+        )  # fmt: skip
+        with contextlib.closing(self._run(job)) as events:  # type: ignore[type-var]
+            yield from events
+
+    def trusting_replay(
+        self,
+        profile: Profile,
+        configuration: dict[str, Any],
+        seed: bytes,
+        segments: list[Segment],
+        rates: list[list[Rates]],
+        *,
+        batches_per_step: int,
+        order: Path | None,
+        save: Path,
+    ) -> Iterator[EventType]:
+        """See ``Auditor``."""
+        program = self._program(profile, configuration, seed)
+        job = TrustingReplay(
+            program=msgspec.structs.replace(program, order=None if order is None else str(order)),
+            batches_per_step=batches_per_step, segments=segments, rates=rates, save=str(save),
         )  # fmt: skip
         with contextlib.closing(self._run(job)) as events:  # type: ignore[type-var]
             yield from events

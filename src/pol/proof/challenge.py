@@ -6,7 +6,7 @@ Each kind of draw has a stream of its own and is nested: more draws never drop a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -79,6 +79,19 @@ def draw(
     )
 
 
+def spans(windows: Sequence[Window], chosen: Iterable[int], *, each: bool) -> list[tuple[int, int]]:
+    """What is replayed for the ``chosen`` intervals, as first and last interval of each replay.
+
+    From the kept checkpoint before each challenged interval to the last one of its window, since states between are
+    not there; with ``each``, every interval from its own state, which somebody then has to open.
+    """
+    wanted = set(chosen)
+    if each:
+        return [(index, index) for index in sorted(wanted)]
+    last = [max((i for i in range(w.first, w.last + 1) if i in wanted), default=None) for w in windows]
+    return [(w.first, stop) for w, stop in zip(windows, last, strict=True) if stop is not None]
+
+
 def _whole(window: Window) -> range:
     """A window and the interval before it: a jump may have been prepared there."""
     return range(max(window.first - 1, 0), window.last + 1)
@@ -106,12 +119,19 @@ def _weighted(windows: Sequence[Window], draws: int, key: bytes) -> list[Window]
         return []
     kinds = sorted({kind for window in windows for kind in window.sizes})
     words = blake3(b"", key=key).digest(length=8 * draws)
+    of_kind = [_shares(windows, kind) for kind in kinds or [""]]
     chosen = []
     for number in range(draws):
         point = int.from_bytes(words[8 * number : 8 * number + 8], "little") / 2**64
-        shares = _shares(windows, kinds[number % len(kinds)] if kinds else "")
-        chosen.append(_pick(windows, shares, point))
+        chosen.append(_pick(windows, of_kind[number % len(of_kind)], point))
     return chosen
+
+
+def shares(windows: Sequence[Window], draws: int) -> list[tuple[int, list[float]]]:
+    """How many of the size-weighted draws each kind of state has, and its share of each window."""
+    kinds = sorted({kind for window in windows for kind in window.sizes})
+    numbers = [sum(number % len(kinds) == i for number in range(draws)) for i in range(len(kinds))] or [draws]
+    return [(number, _shares(windows, kind)) for number, kind in zip(numbers, kinds or [""], strict=True)]
 
 
 def _shares(windows: Sequence[Window], kind: str) -> list[float]:
@@ -143,11 +163,13 @@ def largest_forged_share(intervals: int, draws: int, error: float = 0.05) -> flo
     low, high = 0, intervals  # f = 0 is always missed, f = N never
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if _miss(intervals, middle, draws) > error else (low, middle)
+        low, high = (middle, high) if miss(intervals, middle, draws) > error else (low, middle)
     return low / intervals
 
 
-def _miss(intervals: int, forged: int, draws: int) -> float:
+def miss(intervals: int, forged: int, draws: int) -> float:
+    """Probability that uniform draws without replacement meet none of the forged intervals (hypergeometric)."""
+    # One factor for each draw; never more draws than there are honest intervals, or one is met for certain.
     probability = 1.0
     for drawn in range(draws):
         if intervals - forged - drawn <= 0:

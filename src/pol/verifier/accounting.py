@@ -168,8 +168,9 @@ def _drawn(
             unknown.append(Finding(key, "unverified", because, str(law) if law else None))
             continue
         values = _sorted([first], key)
-        best = max(((p_value(values, law_, entry.dtype), name) for name, law_ in fitting.items()))
-        tested.append(Finding(key, "passed", "", best[1], best[0]))
+        found = {name: p_value(values, distribution, entry.dtype) for name, distribution in fitting.items()}
+        best = max(found, key=found.__getitem__)  # of laws that are one for this shape, the first
+        tested.append(Finding(key, "passed", "", best, found[best]))
     # Unverified tensors count, too: naming a law for one of them must not make the test of the others milder.
     rejected = holm([*(found.p or 0.0 for found in tested), *(1.0 for _ in unknown)], level)
     return unknown + [_told(found, wrong) for found, wrong in zip(tested, rejected, strict=False)]

@@ -9,7 +9,7 @@ from pol.auditor import Auditor
 from pol.declaration import difference
 from pol.errors import IntegrityError
 from pol.messages import Built, Comparison, Failed
-from pol.verifier import bind
+from pol.verifier import bind, foreign
 from pol.verifier.case import Case, Checks, failed, passed, unable
 from pol.verifier.replayed import Platform
 
@@ -73,7 +73,8 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
             bind.compare_model(case, case.start, 0, "not the weights that you gave out")
             yield passed("start", f"the run starts from {case.start.name}, bit for bit")
         else:
-            yield from _observed(case, auditor)
+            beside = {entry.key for entry in genesis.spec.declaration.entries} - _weights(case)
+            yield from foreign.observed(case, auditor, settled=beside)
     yield passed("control", platform.detail)
 
 
@@ -94,10 +95,6 @@ def _weights(case: Case) -> set[str]:
         raise IntegrityError("the genesis starts from weights, but names no part that they belong to")
     prefixes = (f"parameter/{release.part}.", f"buffer/{release.part}.")
     return {entry.key for entry in case.genesis.spec.declaration.entries if entry.key.startswith(prefixes)}
-
-
-def _observed(case: Case, auditor: Auditor) -> Checks:
-    yield unable("laws", "not in this version")
 
 
 def independence(case: Case, auditor: Auditor) -> Checks:

@@ -49,7 +49,8 @@ _SWAPS = 0.1
 """Largest share of these that may have swapped in a tensor that fails; half do in an honest one."""
 
 _SURPRISE = math.log(1e6)
-"""An honest tensor fails with probability 10⁻⁶ at most, by Chernoff's bound for fair coins."""
+"""An honest tensor fails with probability 10⁻⁶, by Chernoff's bound for as many fair coins. (Neighbouring pairs share a
+value, so they are not quite independent; 72,000 simulated honest tensors of 40 kinds gave no failure.)"""
 
 
 @dataclass(frozen=True)

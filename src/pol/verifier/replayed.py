@@ -10,7 +10,7 @@ from pol.checkpoint import Checkpoint, read_entries
 from pol.errors import IntegrityError
 from pol.messages import Controlled, Failed, Segment
 from pol.profile import differences
-from pol.proof.challenge import draw
+from pol.proof.challenge import draw, spans
 from pol.proof.log import counts_after
 from pol.proof.report import Check
 from pol.store import checkpoint_path
@@ -120,15 +120,8 @@ def segments(case: Case) -> list[Segment]:
     add up.
     """
     assert case.draws is not None
-    chosen = set(case.draws.all())
-    if case.genesis.spec.rule == "tolerance":
-        return [_segment(case, i, i) for i in sorted(chosen)]
-    found = []
-    for window in case.windows:
-        wanted = [i for i in range(window.first, window.last + 1) if i in chosen]
-        if wanted:
-            found.append(_segment(case, window.first, wanted[-1]))
-    return found
+    each = case.genesis.spec.rule == "tolerance"
+    return [_segment(case, first, last) for first, last in spans(case.windows, case.draws.all(), each=each)]
 
 
 def _segment(case: Case, first: int, last: int) -> Segment:

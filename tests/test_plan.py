@@ -1,0 +1,187 @@
+"""The arithmetic of challenges: what is predicted is what thousands of nonces give."""
+
+import hashlib
+import math
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from factory import check, factory
+from pol.errors import UsageError
+from pol.proof.challenge import Window, draw, spans
+from pol.proof.plan import Detection, detection, equal_windows, plan
+from pol.proof.policy import EXACT, Challenge, Limits, Policy
+from pol.proof.report import Verdict
+
+DIGEST = "sha256:" + "5" * 64
+NONCES = 2000
+
+
+def nonce(number):
+    return hashlib.sha256(b"plan %d" % number).digest()
+
+
+def measured(challenge, windows, resumed, forged, each=False, digest=DIGEST, count=NONCES):
+    """Share of nonces under which a replay reaches a forged interval; intervals are looked up, not replayed again."""
+    met = 0
+    for number in range(count):
+        drawn = draw(challenge, digest, nonce(number), windows, resumed).all()
+        met += any(a <= f <= b for a, b in spans(windows, drawn, each=each) for f in forged)
+    return met / count
+
+
+def assert_agrees(found, predicted, count=NONCES):
+    """Within four standard deviations of a binomial: met by chance once in 16,000."""
+    assert abs(found - predicted) <= 4 * math.sqrt(predicted * (1 - predicted) / count) + 1e-12, (found, predicted)
+
+
+def run(intervals, keep=1, sizes=lambda i: 1.0 + i % 7):
+    return [
+        Window(
+            first=i, last=min(i + keep, intervals) - 1, sizes={"weights": sizes(i), "optimizer": sizes(i + 3)}
+        )
+        for i in range(0, intervals, keep)
+    ]  # fmt: skip
+
+
+CASES = {
+    "uniform, one forged": (Challenge(strategy="uniform", uniform=30), run(200), [], [77], False),
+    "uniform, five forged": (Challenge(strategy="uniform", uniform=30), run(200), [], [50, 51, 90, 130, 131], False),
+    "uniform, windows of four": (Challenge(strategy="uniform", uniform=10), run(200, 4), [], [78], False),
+    "uniform, windows of four, each": (Challenge(strategy="uniform", uniform=10), run(200, 4), [], [78], True),
+    "weighted": (Challenge(strategy="size-weighted", weighted=12), run(200), [], [77], False),
+    "weighted, windows": (Challenge(strategy="size-weighted", weighted=12), run(200, 3), [], [77, 120], False),
+    "weighted, a large jump": (
+        Challenge(strategy="size-weighted", weighted=6), run(200, 1, lambda i: 500.0 if i == 80 else 1.0), [], [80],
+        False,
+    ),
+    "mix, no top": (Challenge(top=0, uniform=20, weighted=15, all_up_to=0), run(150), [], [44, 45], False),
+    "mix": (Challenge(top=1, uniform=20, weighted=15, all_up_to=0), run(300, 1, lambda i: 1.0 + (i % 5 == 0)), [],
+            [13, 28], False),
+    "resumed elsewhere": (Challenge(strategy="uniform", uniform=20), run(200), [100], [98], False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predicted_detection_is_measured_detection(name):
+    challenge, windows, resumed, forged, each = CASES[name]
+    predicted = detection(challenge, windows, resumed, forged, each=each)
+    assert 0.02 < predicted < 0.98, predicted  # neither never nor always: there is something to measure
+    assert_agrees(measured(challenge, windows, resumed, forged, each), predicted)
+
+
+@pytest.mark.parametrize(
+    ("challenge", "windows", "resumed", "forged"),
+    [
+        (Challenge(strategy="all"), run(200), [], [77]),
+        (Challenge(all_up_to=200), run(200), [], [77]),
+        (Challenge(strategy="uniform", uniform=0), run(200), [], [0]),
+        (Challenge(strategy="uniform", uniform=0), run(200), [], [199]),
+        (Challenge(strategy="uniform", uniform=0), run(200), [], [198]),
+        (Challenge(strategy="uniform", uniform=0), run(200), [77], [77]),
+        (Challenge(strategy="uniform", uniform=0), run(200), [78], [77]),
+        (Challenge(strategy="top-q"), run(200, 1, lambda i: 9.0 if i == 77 else 1.0), [], [77]),
+        (Challenge(strategy="uniform", uniform=10**6), run(200), [], [77]),
+        (Challenge(strategy="uniform", uniform=200), run(200), [], [77]),
+    ],
+)
+def test_what_is_certain(challenge, windows, resumed, forged):
+    assert detection(challenge, windows, resumed, forged) == 1.0
+    assert measured(challenge, windows, resumed, forged, count=50) == 1.0
+
+
+def test_what_is_never_met():
+    assert detection(Challenge(), run(200), [], []) == 0.0
+    assert detection(Challenge(strategy="uniform", uniform=0), run(200), [], [77]) == 0.0
+    assert measured(Challenge(strategy="uniform", uniform=0), run(200), [], [77], count=50) == 0.0
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 40), st.integers(1, 6), st.integers(0, 50), st.integers(0, 6), st.integers(0, 5),
+    st.sampled_from(["all", "top-q", "uniform", "size-weighted", "mix"]), st.integers(0, 10**6), st.booleans(),
+)  # fmt: skip
+def test_no_size_passes_vacuously(intervals, keep, uniform, weighted, top, strategy, seed, each):
+    """More draws than intervals, a last window that is shorter, one interval only: always some, and first and last."""
+    windows = run(intervals, keep)
+    challenge = Challenge(strategy=strategy, uniform=uniform, weighted=weighted, top=top, all_up_to=5)
+    drawn = draw(challenge, DIGEST, nonce(seed), windows, []).all()
+    assert drawn
+    assert {0, intervals - 1} <= set(drawn) <= set(range(intervals))
+    replayed = [i for a, b in spans(windows, drawn, each=each) for i in range(a, b + 1)]
+    assert set(drawn) <= set(replayed)
+    assert len(replayed) == len(set(replayed))
+    assert 0 <= detection(challenge, windows, [], [seed % intervals], each=each) <= 1
+
+
+# -- a real forgery: every interval is replayed once, then thousands of nonces are looked up ------------------------
+
+
+def test_measured_on_a_forged_proof():
+    forgery = factory().forgery("edited-checkpoint-sealed")
+    report = check(forgery.path)
+    assert report.verdict is Verdict.REJECT
+    forged = [result.index for result in report.intervals if result.status == "failed"]
+    assert forged == [1, 2]
+    windows = run(5, 1, lambda i: 1.0)
+    challenge = Challenge(strategy="uniform", uniform=1)
+    predicted = detection(challenge, windows, [], forged)
+    assert_agrees(measured(challenge, windows, [], forged, digest=report.attestation, count=1000), predicted, 1000)
+    caught = 0
+    for number in range(40):  # and the verifier itself, with these nonces
+        policy = Policy(challenge=challenge)
+        here = check(forgery.path, policy=policy, nonce=nonce(number))
+        expected = bool(set(draw(challenge, report.attestation, nonce(number), windows, []).all()) & set(forged))
+        assert (here.verdict is Verdict.REJECT) == expected
+        caught += expected
+    assert 0 < caught < 40
+
+
+# -- plans ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_a_short_run_replays_all():
+    found = plan(EXACT, 360, 10, 1)
+    assert (found.intervals, found.windows, found.replayed_steps, found.replayed_share) == (36, 36, 360, 1)
+    assert (found.forged_95, found.forged_99, found.openings) == (0, 0, 0)
+    assert {one.probability for one in found.detections} == {1.0}
+
+
+def test_the_numbers_of_the_study():
+    """Attack study, section 8: 1000 intervals, 100 uniform draws."""
+    found = plan(msgspec.structs.replace(EXACT, challenge=Challenge(strategy="uniform")), 10_000, 10, 1)
+    assert found.forged_95 == pytest.approx(0.028, abs=0.002)
+    assert found.forged_99 == pytest.approx(0.042, abs=0.004)
+    assert found.detections[0] == Detection(what="one single interval", share=0.001, probability=0.1)
+    assert found.detections[1].probability == pytest.approx(1 - 0.347, abs=0.01)
+    assert found.replayed_share == pytest.approx(0.1, abs=0.01)
+
+
+def test_steps_are_counted_to_the_end_of_the_run():
+    assert plan(EXACT, 7, 5, 1).replayed_steps == 7
+    assert plan(EXACT, 7, 5, 3).replayed_steps == 7
+    assert plan(EXACT, 1, 100, 100).replayed_steps == 1
+
+
+def test_tolerance_needs_openings():
+    policy = Policy(rule="tolerance", limits=Limits(relative=1.0, absolute=1.0))
+    assert plan(policy, 360, 10, 1).openings == 0
+    assert plan(policy, 360, 10, 4).openings == 27  # of 37 states, 10 are kept
+    assert plan(EXACT, 360, 10, 4).openings == 0
+
+
+def test_a_budget_that_does_not_do():
+    assert not plan(msgspec.structs.replace(EXACT, max_steps=359), 360, 10, 1).within_budget
+    assert plan(msgspec.structs.replace(EXACT, max_steps=360), 360, 10, 1).within_budget
+
+
+@pytest.mark.parametrize("size", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (10**9, 1, 1)])
+def test_no_plan_of_nothing(size):
+    with pytest.raises(UsageError):
+        plan(EXACT, *size)
+
+
+def test_windows_of_a_known_size():
+    assert [(w.first, w.last) for w in equal_windows(11, 2, 4)] == [(0, 3), (4, 5)]
