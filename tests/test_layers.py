@@ -14,6 +14,8 @@ SRC = Path(__file__).parents[1] / "src" / "pol"
 GROUND = {
     *("errors", "digest", "merkle", "canonical", "seeds", "order"),
     *("declaration", "profile", "statetree", "interval", "messages", "version"),
+    *("distributions", "laws"),
+    *("distance", "values"),
 }
 EVERYTHING = {""}
 NAMING = {"replay.recipe", "replay.sources"}  # what a recipe is called and consists of: free of torch
@@ -23,13 +25,16 @@ MAY_IMPORT = {
     "proof": set(),
     "replay": set(),
     "store": set(),
+    "checkpoint": {"proof.container", "store"},
     "keys": {"proof.envelope"},
     "executors": set(),
     "auditor": {"executors", *NAMING},
     "unfinished": {"proof", "store", "keys"},
     "prover": {"proof", "executors", "store", "keys", "unfinished", *NAMING},
+    "calibrator": {"proof", "executors", "store", "keys", "checkpoint", "prover", *NAMING},
     "release": {"proof", "store"},
-    "verifier": {"proof", "store", "keys", "auditor", "replay.recipe"},
+    "responder": {"proof", "store", "auditor", "replay.recipe"},
+    "verifier": {"proof", "store", "keys", "checkpoint", "auditor", "replay.recipe"},
     "recipes": {"replay.recipe", "Recipe"},
     "attacks": {"proof", "replay", "store", "keys", "executors", "prover", "recipes"},
     "render": {"proof"},

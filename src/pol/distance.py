@@ -2,8 +2,8 @@
 
 The cosine distance is 1 − <a,b> / (‖a‖ ‖b‖), in [0, 2]: 0 for equal vectors, two zero vectors among them, and 1 if
 exactly one is zero. Sums of squares carry an exponent of their own, so values near 1e200 or 1e-200 neither overflow nor
-vanish. A distance that is itself beyond float64 is ``inf`` (and the cosine NaN where single differences are). If a value
-that is compared is NaN or infinite, every distance is NaN. So accept only what ``within`` accepts.
+vanish. A distance that is itself beyond float64 is ``inf`` (and the cosine NaN where a single difference is). If a
+value that is compared is NaN or infinite, every distance is NaN. So accept only what ``within`` accepts.
 
 Integers and booleans count as their float64 values; above 2^53 different integers may then have distance 0. Whoever
 needs equality asks ``equal``, which compares bits.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pol.values import Values
+from pol.values import Values, floats
 
 METRICS = ("l1", "l2", "linf", "cos")
 
@@ -106,7 +106,7 @@ class Accumulator:
             return
         self._size += first.size
         self._equal = self._equal and _same_bits(first, second)
-        x, y = (values.reshape(-1).astype(np.float64) for values in (first, second))
+        x, y = floats(first.reshape(-1)), floats(second.reshape(-1))
         if not (np.isfinite(x).all() and np.isfinite(y).all()):
             self._finite = False
             return

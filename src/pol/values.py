@@ -38,3 +38,9 @@ def chunks(read: Callable[[int, int], bytes], begin: int, end: int, dtype: str) 
     """The values in bytes ``[begin, end)`` of what ``read(begin, end)`` reads, a chunk at a time."""
     for start in range(begin, end, CHUNK):
         yield decode(read(start, min(start + CHUNK, end)), dtype)
+
+
+def floats(values: Values) -> NDArray[np.float64]:
+    """Values as float64; integers beyond 2^53 are rounded. A signalling NaN becomes a quiet one without a warning."""
+    with np.errstate(invalid="ignore"):
+        return values.astype(np.float64)

@@ -128,6 +128,8 @@ def plan(policy: Policy, steps: int, every: int, keep: int) -> Plan:
     Raises:
         UsageError: there is no such run.
     """
+    if policy.procedure != "eight-steps":
+        raise UsageError(f"policy {policy.name!r}: only procedure eight-steps draws a challenge that can be planned")
     windows = equal_windows(steps, every, keep)
     count, each = windows[-1].last + 1, policy.rule == "tolerance"
     challenge = policy.challenge

@@ -1,0 +1,60 @@
+"""``pol plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pol.cli import output
+from pol.cli.output import Json
+from pol.errors import UsageError
+
+
+def plan(
+    proof: Annotated[
+        Path | None, typer.Argument(metavar="[PROOF]", help="A proof, for its sizes.", show_default="give --steps")
+    ] = None,
+    policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE", help="A preset, or a TOML file.")] = "exact",
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="T", min=1, help="Steps of the run.", show_default="the proof's")
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            "--every", metavar="K", min=1, help="Steps of an interval.", show_default="the proof's, or 10"
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", metavar="N", min=1, help="Every how many intervals the state is kept.",
+            show_default="the proof's, or 1",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:  # fmt: skip
+    """What verifying under a policy costs, and what it would find: for a proof, or for a run that is only planned.
+
+    Costs are averaged over nonces, as if all updates were of one size; probabilities hold for a forger who knows the
+    policy and places its forgery where only chance can find it.
+    """
+    from pol import policies
+    from pol.proof.plan import plan as planned
+    from pol.render import plan as rendered
+
+    if proof is not None:
+        summary, _ = output.read_summary(proof)
+        if summary.claims is None:
+            raise UsageError(f"{proof}: no genesis is signed yet, so there are no sizes: give --steps")
+        claims = summary.claims
+        steps, every, keep = steps or claims.steps, every or claims.every, keep or claims.keep
+    if steps is None:
+        raise UsageError("give a proof, or --steps (and --every and --keep) of the run that you plan")
+    found = planned(policies.load(policy), steps, every or 10, keep or 1)
+    if as_json:
+        output.show_json(found)
+    else:
+        output.show(lambda console: rendered.plan(console, found))
+    return 0

@@ -1,0 +1,56 @@
+"""A plan for people: what an audit costs, and what it would find."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pol.proof.plan import Plan
+from pol.render.text import plural
+
+
+def plan(console: Console, found: Plan) -> None:
+    """Print a plan."""
+    console.print(
+        f"Policy {found.policy}: {plural(found.steps, 'step')} in {plural(found.intervals, 'interval')}, "
+        f"{plural(found.windows, 'window')} between kept states"
+    )
+    console.print()
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(ratio=1)
+    spread = "" if found.most_steps == found.replayed_steps else f", at most {found.most_steps:,} in the nonces tried"
+    table.add_row(
+        "Cost", f"{found.replayed_steps:,.0f} steps taken again{spread}: {found.replayed_share:.1%} of the training"
+    )
+    if found.openings:
+        table.add_row("Openings", f"{found.openings:,.0f} states that the prover must take again (pol regenerate)")
+    if not found.within_budget:
+        table.add_row("Budget", "more than the policy's max_steps: the verdict would be INCONCLUSIVE")
+    table.add_row(
+        "If all pass",
+        f"with 95 % confidence at most {found.forged_95:.2%} of the intervals are forged (99 %: {found.forged_99:.2%})",
+    )
+    console.print(table)
+    console.print()
+    found_table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    found_table.add_column("forged", justify="right", no_wrap=True)
+    found_table.add_column("")
+    found_table.add_column("met with probability", justify="right")
+    certain = found.replayed_steps == found.steps
+    for one in found.detections:
+        found_table.add_row(
+            f"{one.share:.3g}" if one.share < 1e-4 else f"{one.share:.2%}",
+            one.what,
+            _probability(one.probability, certain),
+        )
+    console.print(found_table)
+
+
+def _probability(value: float, certain: bool) -> str:
+    """A probability, never rounded to a certainty that it is not."""
+    if certain or value == 0:
+        return f"{value:.0f}"
+    if value > 0.9999:
+        return "> 0.9999"
+    return f"{value:.4f}" if value >= 0.0001 else f"{value:.2g}"
