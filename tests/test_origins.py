@@ -356,3 +356,34 @@ def test_trained_matrices_with_fresh_norms_are_no_fresh_start(tmp_path):
 def test_an_observed_start_is_replayed_from_its_file():
     report = check(run("observed", start=fresh(11)), policy=LEAST)
     assert [result.status for result in report.intervals] == ["passed"] * 5
+
+
+# -- stopped and resumed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init_seed": 7},
+        {"start": model, "start_kind": "given"},
+        {"start": model, "start_kind": "observed"},
+        {"order": order},
+        {"rule": "tolerance"},
+    ],
+    ids=["declared", "given", "observed", "order", "tolerance"],
+)
+def test_a_stopped_recording_goes_on_only_as_it_began(tmp_path, options):
+    options = {k: v() if callable(v) else v for k, v in options.items()}
+    common = {"key": known_key(1), "every": EVERY, "profile": Profile(threads=1), "executor": InProcess()}
+    record(RECIPE, tmp_path / "p", **common, **options, until_genesis=True)
+    with pytest.raises(UsageError, match="its genesis is signed and cannot change"):
+        record(RECIPE, tmp_path / "p", **common, resume=True)
+    proof = record(RECIPE, tmp_path / "p", **common, **options, resume=True)
+    assert proof.attestation is not None
+
+
+def test_an_order_cannot_change_while_it_is_recorded(tmp_path):
+    common = {"key": known_key(1), "every": EVERY, "profile": Profile(threads=1), "executor": InProcess()}
+    record(RECIPE, tmp_path / "p", **common, order=order(), until_genesis=True)
+    with pytest.raises(UsageError, match="another order"):
+        record(RECIPE, tmp_path / "p", **common, order=order()[::-1], resume=True)

@@ -144,6 +144,10 @@ class Unfinished:
         else:
             write_atomically(self.order_path, order)
 
+    def order(self) -> bytes | None:
+        """The claimant's own order, if it was written."""
+        return self.order_path.read_bytes() if self.order_path.exists() else None
+
     def leaves(self) -> list[bytes]:
         """Leaf hashes of the dataset tree."""
         data = self.leaves_path.read_bytes()

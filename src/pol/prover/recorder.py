@@ -99,6 +99,9 @@ class Recorder:
         return genesis
 
     def _check_same(self, genesis: Genesis, every: int, keep: int, rule: str) -> Genesis:
+        written = self._origins.order_bytes()
+        if written is not None and self._files.order() not in (written, None):
+            raise UsageError("the unfinished recording was begun with another order: give the same one to resume")
         name = split_reference(self._reference)[1]
         if name != genesis.recipe.name:
             raise UsageError(
