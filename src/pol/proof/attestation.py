@@ -10,6 +10,7 @@ from pol import canonical
 from pol.declaration import DigestField, Name
 from pol.digest import Digest, sha256
 from pol.merkle import Root
+from pol.proof.envelope import parse_envelope
 from pol.statetree import StateRoot
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -81,6 +82,17 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Steps from which the recording was taken up again."""
     asides: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
     beacon: Beacon
+
+
+def read_attestation(data: bytes) -> Statement:
+    """The attestation in an envelope whose signature is not checked.
+
+    Raises:
+        FormatError: it is malformed.
+    """
+    what = "attestation.json"
+    envelope = parse_envelope(data, what=what, payload_type=PAYLOAD_TYPE, limit=MAX_ATTESTATION)
+    return canonical.decode(envelope.payload_bytes(what), Statement, what=what, limit=MAX_ATTESTATION)
 
 
 def attestation_digest(statement: Statement) -> Digest:

@@ -81,15 +81,22 @@ class DeclaredSeed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_
     """32 bits: what Python's, numpy's and torch's generators all take."""
 
 
+class Parent(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="parent"):
+    """First weights that are the released weights of another proof."""
+
+    attestation: DigestField
+    """Digest of that proof's attestation."""
+
+
 class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where each kind of randomness comes from.
 
-    *derived*: from the seed of the run. Of the initialisation also: *declared*, a number of the claimant's; *given*,
-    weights that the verifier gave out; *observed*, weights from anywhere. Of the order also *observed*: indices that
-    the claimant chose, in ``order.bin``.
+    *derived*: from the seed of the run. Of the initialisation also: *declared*, a number of the claimant's; *parent*,
+    the weights of another proof; *given*, weights that the verifier gave out; *observed*, weights from anywhere. Of the
+    order also *observed*: indices that the claimant chose, in ``order.bin``.
     """
 
-    initialisation: Literal["derived", "given", "observed"] | DeclaredSeed = "derived"
+    initialisation: Literal["derived", "given", "observed"] | DeclaredSeed | Parent = "derived"
     order: Literal["derived", "observed"] = "derived"
     augmentation: Literal["derived"] = "derived"
     streams: Literal["derived"] = "derived"
@@ -105,9 +112,11 @@ class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return self.initialisation.seed if isinstance(self.initialisation, DeclaredSeed) else None
 
     @property
-    def origin(self) -> Literal["derived", "declared", "given", "observed"]:
+    def origin(self) -> Literal["derived", "declared", "parent", "given", "observed"]:
         """Kind of the initialisation."""
-        return "declared" if isinstance(self.initialisation, DeclaredSeed) else self.initialisation
+        if isinstance(self.initialisation, DeclaredSeed):
+            return "declared"
+        return "parent" if isinstance(self.initialisation, Parent) else self.initialisation
 
 
 class Genesis(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

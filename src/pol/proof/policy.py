@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from pol import canonical
+from pol.declaration import DigestField
 from pol.digest import Digest, sha256
 from pol.errors import UsageError
 from pol.profile import MAX_THREADS
@@ -18,6 +19,10 @@ from pol.profile import MAX_THREADS
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
 """A finite size: a limit that is not finite limits nothing."""
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+"""A significance level: at 0 no test fails, at 1 every one does."""
+Precision = Literal["highest", "high", "medium"]
+Metric = Literal["l1", "l2", "linf", "cos"]
 Strategy = Literal["all", "top-q", "uniform", "size-weighted", "mix"]
 Rule = Literal["exact", "tolerance"]
 Initialisation = Literal["derived", "declared", "given", "observed"]
@@ -111,11 +116,11 @@ class Paper(Struct, frozen=True):
 
     top: Natural = 2
     """Q per epoch; 0 replays all (the code's default is 2)."""
-    level: Size = 0.01
+    level: Share = 0.01
     """Significance level of the test of the first weights."""
     fraction: Size | None = None
     """delta as a fraction of d_ref (0.01 in the authors' text, 0.008 in their later code); needs a reference."""
-    delta: dict[str, Size] | None = None
+    delta: dict[Metric, Size] | None = None
     """Absolute deltas by metric; without these and ``fraction``, the constants of the code."""
 
 
@@ -123,39 +128,39 @@ class Policy(Struct, frozen=True):
     """What must hold for ACCEPT."""
 
     name: str = "exact"
-    version: int = 2
+    version: Natural = 2
     procedure: str = "eight-steps"
     """Which registered procedure verifies."""
     rule: Rule = "exact"
     """The rule that the genesis must fix."""
-    keys: tuple[str, ...] = ()
+    keys: tuple[DigestField, ...] = ()
     """Fingerprints of trusted provers; empty: anybody's, and the report says whose."""
-    recipes: tuple[str, ...] = ()
+    recipes: tuple[DigestField, ...] = ()
     """Digests of the allowed recipes; empty: the one that the verifier names, whatever it is."""
-    matmul: tuple[str, ...] = ()
+    matmul: tuple[Precision, ...] = ()
     """Allowed precisions of float32 matrix products (``highest``, ``high``, ``medium``); empty: any."""
     dtypes: tuple[str, ...] = ()
     """Allowed element types of parameters (``F32``, ``F64``, …); empty: any."""
     assurance: Level = "self-seeded"
     """Lowest acceptable assurance level."""
-    beacon: str | None = None
+    beacon: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
     """The nonce (hex) that this verifier gave for this genesis; None: it gave none."""
-    genesis: str | None = None
+    genesis: DigestField | None = None
     """Digest of the genesis for which this verifier gave its nonce. Only with both is it known that the claimant had
     signed before it knew the nonce."""
-    start: str | None = None
-    """Digest of the weights from which the run must start: those that this verifier gave out."""
+    start: DigestField | None = None
+    """Digest of the weights root of the first state: of those that this verifier gave out."""
     order: Literal["derived", "permutation"] = "derived"
     """``permutation`` also takes an order of the claimant's own, if every epoch visits every sample once."""
     challenge: Challenge = Challenge()
     constants: Literal["none", "buffers", "any"] = "buffers"
     """Which seed-independent tensors of several values a recipe may build. Buffers are masks and tables; constant
     *parameters* would be weights from elsewhere."""
-    externals: tuple[str, ...] = ()
+    externals: tuple[DigestField, ...] = ()
     """Digests of files that the build may read."""
     laws: dict[str, str] = {}
     """Initialisation laws by pattern of entry keys, for observed first weights; others are found from own builds."""
-    level: Size = 0.01
+    level: Share = 0.01
     """Family-wise significance level of the test of observed first weights (the paper's level)."""
     limits: Limits | None = None
     """Of rule tolerance."""
@@ -164,11 +169,13 @@ class Policy(Struct, frozen=True):
     """The reference distance, from a calibration that the verifier trusts."""
     paper: Paper | None = None
     """Of procedure paper-2021."""
-    max_threads: int = MAX_THREADS
+    max_depth: Natural = 8
+    """Longest chain of parents. Each is verified whole, so this bounds cost alone; longer ones are not known."""
+    max_threads: Natural = MAX_THREADS
     """Most threads that a replay is given: the profile is the prover's, the machine is the verifier's."""
-    max_bytes: int = 2**40
+    max_bytes: Natural = 2**40
     """Largest proof that is read: 1 TiB."""
-    max_steps: int | None = None
+    max_steps: Natural | None = None
     """Most steps that the verifier is willing to replay; more mandatory ones make the verdict INCONCLUSIVE."""
 
 

@@ -13,9 +13,7 @@ from pol.digest import Digest
 from pol.interval import Interval
 from pol.merkle import Root
 from pol.profile import Platform, Profile
-from pol.proof import attestation as attestation_format
-from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL, Beacon, Journal, Statement, attestation_digest
-from pol.proof.envelope import parse_envelope
+from pol.proof.attestation import MAX_JOURNAL, Beacon, Journal, attestation_digest, read_attestation
 from pol.proof.genesis import Genesis, genesis_digest, read_genesis
 from pol.proof.log import decode_record
 
@@ -100,7 +98,7 @@ def summarise(
     Raises:
         FormatError: names the file and the field.
     """
-    statement = None if attestation is None else _statement(attestation)
+    statement = None if attestation is None else read_attestation(attestation)
     written = None if journal is None else canonical.decode(journal, Journal, what="journal.json", limit=MAX_JOURNAL)
     records = [] if log is None else _intervals(log)
     kept = [size for name, size in sizes.items() if name.startswith("checkpoints/")]
@@ -118,12 +116,6 @@ def summarise(
         checkpoints=len(kept),
         checkpoint_bytes=sum(kept),
     )
-
-
-def _statement(data: bytes) -> Statement:
-    what = "attestation.json"
-    envelope = parse_envelope(data, what=what, payload_type=attestation_format.PAYLOAD_TYPE, limit=MAX_ATTESTATION)
-    return canonical.decode(envelope.payload_bytes(what), Statement, what=what, limit=MAX_ATTESTATION)
 
 
 def _intervals(log: bytes) -> list[Interval]:

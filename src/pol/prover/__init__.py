@@ -6,7 +6,9 @@ and writes what they report. The attestation is written last, so a crash leaves 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +22,13 @@ from pol.errors import UsageError
 from pol.executors.local import Executor, LocalProcess
 from pol.keys import SigningKey
 from pol.profile import MAX_THREADS, Profile
+from pol.proof.attestation import MAX_ATTESTATION, attestation_digest, read_attestation
 from pol.proof.genesis import genesis_digest
 from pol.prover.origins import Origins
 from pol.prover.recorder import Progress, Recorder
+from pol.release import write_model
 from pol.replay.recipe import Recipe, reference_of, split_reference
+from pol.store import ATTESTATION, ProofDirectory
 from pol.unfinished import open_unfinished
 
 __all__ = ["Progress", "Proof", "available_cores", "record"]
@@ -56,6 +61,7 @@ def record(
     init_seed: int | None = None,
     start: Path | str | None = None,
     start_kind: Literal["given", "observed"] = "observed",
+    parent: Path | str | None = None,
     order: NDArray[np.integer[Any]] | None = None,
 ) -> Proof:
     """Record a training.
@@ -79,6 +85,7 @@ def record(
         start: First weights from a model file (safetensors, names of the ``state_dict``) instead of drawn ones.
         start_kind: ``given``: the verifier gave them out and will compare; ``observed``: they come from elsewhere,
             and a verifier can only test whether they look freshly drawn.
+        parent: A complete proof whose weights are the first ones of this run (fine-tuning); a verifier needs it, too.
         order: Dataset indices (epochs × samples) instead of the order that the seed gives: a lower assurance.
 
     Raises:
@@ -99,10 +106,14 @@ def record(
     else:
         reference = recipe
     split_reference(reference)
-    origin = Origins(init_seed, None if start is None else Path(start), start_kind, order)
+    if parent is not None and start is not None:
+        raise UsageError("the first weights are those of start or of parent: give one of the two")
     tagged = {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
     chosen = profile or Profile(threads=available_cores())
-    with open_unfinished(Path(out), key, resume=resume) as files:
+    with contextlib.ExitStack() as stack:
+        start, attestation = (start, None) if parent is None else _weights_of(Path(parent), stack)
+        origin = Origins(init_seed, None if start is None else Path(start), start_kind, order, attestation)
+        files = stack.enter_context(open_unfinished(Path(out), key, resume=resume))
         if files.complete:
             raise UsageError(f"{out} holds a complete proof already: there is nothing to resume")
         with _Executing(executor, files.genesis.profile if files.genesis else chosen) as running:
@@ -112,6 +123,14 @@ def record(
                 return Proof(files.path, genesis_digest(genesis), None)
             job.train(genesis, files.settle_beacon(beacon))
             return Proof(files.path, genesis_digest(genesis), files.attest(genesis, key))
+
+
+def _weights_of(parent: Path, stack: contextlib.ExitStack) -> tuple[Path, Digest]:
+    """The weights of a complete proof as a file, and the digest of its attestation."""
+    path = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pol-parent-"))) / "model.safetensors"
+    write_model(parent, path)
+    data = ProofDirectory(parent).read(ATTESTATION, 2 * MAX_ATTESTATION)
+    return path, attestation_digest(read_attestation(data))
 
 
 def available_cores() -> int:

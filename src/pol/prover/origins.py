@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pol import messages
 from pol.declaration import Declaration
+from pol.digest import Digest
 from pol.errors import UsageError
-from pol.proof.genesis import DeclaredSeed, Genesis, Randomness, Release
+from pol.proof.genesis import DeclaredSeed, Genesis, Parent, Randomness, Release
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,14 @@ class Origins:
     start: Path | None = None
     start_kind: Literal["given", "observed"] = "observed"
     order: NDArray[np.integer[Any]] | None = None
+    parent: Digest | None = None
+    """Digest of the attestation of the proof whose weights ``start`` holds."""
 
     def __post_init__(self) -> None:
         if self.init_seed is not None and self.start is not None:
-            raise UsageError("init_seed draws the first weights, start takes them from a file: give one of the two")
+            raise UsageError(
+                "init_seed draws the first weights, start and parent take them from elsewhere: give one of them"
+            )
         if self.init_seed is not None and not 0 <= self.init_seed < 2**32:
             raise UsageError(f"init_seed={self.init_seed}: numpy takes seeds of 32 bits, 0 to {2**32 - 1}")
         if self.start is not None and not self.start.is_file():
@@ -35,7 +40,9 @@ class Origins:
     @property
     def randomness(self) -> Randomness:
         """What the genesis says of it."""
-        initial = self.start_kind if self.start else "derived"
+        initial: Any = self.start_kind if self.start else "derived"
+        if self.parent is not None:
+            initial = Parent(self.parent)
         return Randomness(
             initialisation=initial if self.init_seed is None else DeclaredSeed(self.init_seed),
             order="derived" if self.order is None else "observed",
@@ -70,7 +77,7 @@ class Origins:
         if genesis.randomness != self.randomness:
             raise UsageError(
                 "the unfinished recording was begun with other first weights or another order (init_seed, start, "
-                "start_kind, order): its genesis is signed and cannot change"
+                "start_kind, parent, order): its genesis is signed and cannot change"
             )
         if self.start is None or genesis.spec.release is None:
             return None

@@ -24,26 +24,31 @@ entry: ``PROCEDURES["mine"] = Procedure(steps, assurance, confidence)``.
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from pol import keys
 from pol.auditor import Auditor, LocalAuditor
 from pol.errors import AuthenticityError, UsageError
-from pol.proof.policy import EXACT, Policy, check_policy, policy_digest
+from pol.proof.policy import EXACT, LEVELS, Policy, check_policy, policy_digest
 from pol.proof.report import STEPS, Assurance, Report, Status, Step, Verdict, decide
 from pol.replay.recipe import Recipe
 from pol.store import ProofDirectory
 from pol.verifier.case import Case
 from pol.verifier.eight import EIGHT_STEPS
+from pol.verifier.paper import PAPER_2021
 from pol.verifier.procedure import Procedure
 
 Progress = Callable[[str, int, int | None], None]
 
-PROCEDURES: dict[str, Procedure] = {"eight-steps": EIGHT_STEPS}
+PROCEDURES: dict[str, Procedure] = {"eight-steps": EIGHT_STEPS, "paper-2021": PAPER_2021}
 """Verification procedures by the name that a policy gives."""
 
 
@@ -56,6 +61,7 @@ def verify(
     model: Path | str | None = None,
     start: Path | str | None = None,
     openings: Path | str | None = None,
+    parents: Sequence[tuple[Path | str, Recipe | str | None]] = (),
     settings: dict[str, Any] | None = None,
     auditor: Auditor | None = None,
     progress: Progress | None = None,
@@ -70,6 +76,8 @@ def verify(
         model: The released model (safetensors), which must be the last checkpoint's weights.
         start: The weights (safetensors) that this verifier gave out, from which the run must start.
         openings: A folder with states that the prover took again (``pol regenerate``), for rule tolerance.
+        parents: The proof from whose weights this one starts, and its recipe (None: the same one); then that one's
+            parent, and so on. Each is verified whole, under this policy.
         settings: Constructor arguments that the verifier insists on.
         auditor: Who takes the steps again; by default processes on this machine.
         progress: Told how far it is.
@@ -88,6 +96,8 @@ def verify(
             raise UsageError(f"{path}: no such {what}")
     if auditor is None and recipe is None:
         raise UsageError("name the recipe that you have read (path/to/file.py:Name): a proof never brings its own code")
+    if len(parents) > policy.max_depth:
+        raise UsageError(f"{len(parents)} parents, the policy allows a chain of {policy.max_depth}")
     case = Case(
         store=store,
         policy=policy,
@@ -101,8 +111,23 @@ def verify(
         if auditor is None:
             assert recipe is not None
             auditor = stack.enter_context(LocalAuditor(recipe, settings))
+        if parents:
+            case.parent_path = Path(parents[0][0])
+            case.parent = functools.partial(_verify_parent, case, auditor, parents)
         steps = list(procedure.steps(case, auditor))
     return _report(case, procedure, steps, time.monotonic() - started)
+
+
+def _verify_parent(case: Case, auditor: Auditor, parents: Sequence[tuple[Path | str, Recipe | str | None]]) -> Report:
+    """Verify the first of some parents: under the same policy but for what this verifier said of the child alone."""
+    (path, recipe), *others = parents
+    lowest = min(case.policy.assurance, "self-seeded", key=LEVELS.index)
+    policy = msgspec.structs.replace(case.policy, beacon=None, genesis=None, start=None, assurance=lowest)
+    nonce = hashlib.sha256(b"pol/v1/parent" + case.nonce).digest()
+    return verify(
+        path, recipe=recipe, policy=policy, nonce=nonce, parents=others, progress=case.progress,
+        auditor=auditor if recipe is None else None,
+    )  # fmt: skip
 
 
 def _report(case: Case, procedure: Procedure, steps: list[Step], seconds: float) -> Report:

@@ -15,7 +15,7 @@ from pol.proof.envelope import Envelope
 from pol.proof.genesis import Genesis, Secret, genesis_digest
 from pol.proof.log import Log
 from pol.proof.policy import Policy
-from pol.proof.report import Check, Drift, IntervalResult
+from pol.proof.report import Check, Drift, IntervalResult, Report
 from pol.statetree import StateRoot
 from pol.store import ProofDirectory
 
@@ -33,6 +33,11 @@ class Case:
     progress: Callable[[str, int, int | None], None]
     start: Path | None = None
     openings: ProofDirectory | None = None
+    parent: Callable[[], Report] | None = None
+    """Verifies the proof that the verifier names as the parent."""
+    parent_path: Path | None = None
+    parent_report: Report | None = None
+    """What came of it."""
 
     genesis_envelope: Envelope = field(init=False)
     genesis: Genesis = field(init=False)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 
 from pol import canonical
 from pol.auditor import Auditor
 from pol.declaration import difference
 from pol.errors import IntegrityError
 from pol.messages import Built, Comparison, Failed
+from pol.proof.genesis import Parent
+from pol.proof.report import Verdict
+from pol.release import write_model
 from pol.verifier import bind, foreign
 from pol.verifier.case import Case, Checks, failed, passed, unable
 from pol.verifier.replayed import Platform
@@ -27,6 +32,7 @@ def statement(case: Case) -> str:
         "derived": "Origin: weights drawn from the run's seed, drawn again here; nothing was trained before.",
         "declared": "Origin: weights drawn under a seed that the claimant chose, drawn again here; nothing was trained "
         "before, but it may have tried many seeds.",
+        "parent": "Origin: the weights of another proof, which was verified, too, under the same policy.",
         "given": "Origin: the weights that you gave out, compared bit for bit.",
         "observed": "Origin: first weights from elsewhere that look like fresh draws from the recipe's own laws. This "
         "is a statistical test of each tensor by itself: it is weaker than drawing again, and cannot win a dispute.",
@@ -54,11 +60,11 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
     if changed:
         yield platform.mismatch("build", f"the recipe declares something else than the genesis: {changed}")
         return
-    if (genesis.randomness.origin == "given") != (case.start is not None):
-        if case.start is not None:
-            yield failed("start", f"you gave out {case.start.name}, but this run starts elsewhere")
-        else:
-            yield unable("start", "this run starts from weights that a verifier gave out: name their file (--start)")
+    if genesis.randomness.origin != "given" and case.start is not None:
+        yield failed("start", f"you gave out {case.start.name}, but this run starts elsewhere")
+        return
+    if genesis.randomness.origin != "parent" and case.parent_path is not None:
+        yield failed("parent", f"you named the parent {case.parent_path.name}, but this run starts elsewhere")
         return
     if genesis.randomness.built:
         if built.root != case.log.origin.root:
@@ -69,13 +75,45 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
     else:
         yield from _beside_the_weights(case, built, platform)
         if genesis.randomness.origin == "given":
-            assert case.start is not None
-            bind.compare_model(case, case.start, 0, "not the weights that you gave out")
-            yield passed("start", f"the run starts from {case.start.name}, bit for bit")
+            yield from _given(case)
+        elif isinstance(genesis.randomness.initialisation, Parent):
+            yield from _inherited(case, genesis.randomness.initialisation)
         else:
             beside = {entry.key for entry in genesis.spec.declaration.entries} - _weights(case)
             yield from foreign.observed(case, auditor, settled=beside)
     yield passed("control", platform.detail)
+
+
+def _given(case: Case) -> Checks:
+    """The weights are those of the verifier's file, or the ones that its policy names, which step 4 has compared."""
+    if case.start is not None:
+        bind.compare_model(case, case.start, 0, "not the weights that you gave out")
+        yield passed("start", f"the run starts from {case.start.name}, bit for bit")
+    elif case.policy.start is None:
+        yield unable("start", "this run starts from weights that a verifier gave out: name their file (--start)")
+    else:
+        yield passed("start", f"the run starts from the weights {case.policy.start}")
+
+
+def _inherited(case: Case, registered: Parent) -> Checks:
+    """The weights are the released ones of the registered parent, whose proof this verifier takes to ACCEPT."""
+    if case.parent is None or case.parent_path is None:
+        wanted = registered.attestation
+        yield unable("parent", f"this run starts from the weights of another proof ({wanted}): name it (--parent)")
+        return
+    case.parent_report = case.parent()
+    name, found, verdict = case.parent_path.name, case.parent_report.attestation, case.parent_report.verdict
+    if found != registered.attestation:
+        yield failed("parent", f"{name} has the attestation {found}, the genesis names {registered.attestation}")
+    elif verdict is not Verdict.ACCEPT:
+        status = failed if verdict is Verdict.REJECT else unable
+        yield status("parent", f"the parent {name} is {verdict}: {case.parent_report.reason()}")
+    else:
+        with tempfile.TemporaryDirectory(prefix="pol-parent-") as folder:
+            model = Path(folder) / "parent.safetensors"
+            write_model(case.parent_path, model)
+            bind.compare_model(case, model, 0, "not the weights that the parent released")
+        yield passed("parent", f"the run starts from the weights of {name}, which is {verdict}")
 
 
 def _beside_the_weights(case: Case, built: Built, platform: Platform) -> Checks:

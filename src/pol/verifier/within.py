@@ -18,7 +18,12 @@ def level(case: Case) -> Level:
         return "observed"
     if randomness.origin == "declared":
         return "seed-declared"
-    return "verifier-seeded" if None not in (case.policy.beacon, case.policy.genesis) else "self-seeded"
+    own: Level = "verifier-seeded" if None not in (case.policy.beacon, case.policy.genesis) else "self-seeded"
+    if case.parent_report is None:
+        return own
+    # Known after step 5: a chain is as good as its weakest link.
+    levels = {own, case.parent_report.assurance.level}
+    return next(name for name in LEVELS if name in levels)
 
 
 def rule(case: Case) -> Checks:
@@ -45,6 +50,13 @@ def inputs(case: Case) -> Checks:
 def assured(case: Case) -> Checks:
     """First weights, order and randomness are as much beyond the claimant's choice as the policy demands."""
     found, demanded = level(case), case.policy.assurance
+    if (found, demanded) == ("self-seeded", "verifier-seeded"):
+        # Only the verifier's own words are missing: with them this may be an acceptance, so it is no rejection now.
+        yield unable(
+            "assurance",
+            "your policy demands a run that answers a nonce of yours: say which nonce you gave, and for which genesis",
+        )
+        return
     if LEVELS.index(found) < LEVELS.index(demanded):
         raise IntegrityError(
             f"this run reaches assurance level {found!r} ({_why(case)}), your policy demands {demanded!r}"
@@ -56,14 +68,22 @@ def assured(case: Case) -> Checks:
 
 def _why(case: Case) -> str:
     randomness = case.genesis.randomness
-    if randomness.origin in ("observed", "declared"):
-        return {
-            "observed": "the first weights come from elsewhere",
-            "declared": "the claimant chose the seed of the first weights",
-        }[randomness.origin]
+    if randomness.origin == "observed":
+        return "the first weights come from elsewhere"
     if randomness.order == "observed":
         return "the claimant chose the order of the data"
-    return "you gave no nonce for this genesis"
+    return "the claimant chose the seed of the first weights"
+
+
+def started(case: Case) -> Checks:
+    """The run starts from the weights that the policy names, if it names any."""
+    wanted, found = case.policy.start, case.log.origin.root.weights.digest
+    if wanted is None:
+        yield passed("start", "the policy names no first weights")
+    elif found != wanted:
+        raise IntegrityError(f"the run starts from weights {found}, your policy demands {wanted}")
+    else:
+        yield passed("start", "the run starts from the weights that the policy names")
 
 
 def profile(case: Case) -> Checks:
@@ -92,13 +112,25 @@ def hyperparameters(case: Case) -> Checks:
     if bounds.max_every is not None and spec.every > bounds.max_every:
         raise IntegrityError(f"an interval has {spec.every} steps, the policy allows {bounds.max_every}")
     groups = [group for part in spec.declaration.parts for group in part.groups]
+    dynamic = {name for part in spec.declaration.parts for name in part.dynamic}
+    if bounds.rate_times_decay is not None and "weight_decay" in dynamic:
+        raise IntegrityError(
+            "weight_decay may change during the run and is not recorded: your policy bounds lr * weight_decay"
+        )
     for group in groups:
         for name, momentum in _momenta(group):
             if bounds.momentum is not None and not 0 <= momentum <= bounds.momentum:
                 raise IntegrityError(f"{name} is {momentum}, the policy allows {bounds.momentum}")
+    rated = _rated(case)
+    bounded = (bounds.learning_rate, bounds.rate_times_decay) != (None, None)
     for start, rates in _rates(case):
+        if bounded and len(rates) != len(rated):
+            raise IntegrityError(
+                f"from step {start} on, {len(rates)} learning rates are recorded for {len(rated)} parameter groups: "
+                "your policy bounds all"
+            )
         for number, rate in enumerate(rates):
-            decay = _number(groups[number], "weight_decay") if number < len(groups) else 0.0
+            decay = _number(rated[number], "weight_decay") if bounded else 0.0
             where = f"from step {start} on, in parameter group {number}"
             if bounds.learning_rate is not None and not 0 <= rate <= bounds.learning_rate:
                 raise IntegrityError(f"the learning rate is {rate} {where}, the policy allows {bounds.learning_rate}")
@@ -106,13 +138,26 @@ def hyperparameters(case: Case) -> Checks:
                 raise IntegrityError(
                     f"lr times weight_decay is {rate * decay} {where}, the policy allows {bounds.rate_times_decay}"
                 )
+    moving = sorted(dynamic & set(MOMENTA)) if bounds.momentum is not None else []
+    beside = f"; {' and '.join(moving)}, which a schedule may change, are for the recipe to say" if moving else ""
     yield passed(
-        "hyperparameters", f"{len(groups)} parameter groups, {spec.steps} steps and k = {spec.every} are within bounds"
+        "hyperparameters",
+        f"{len(groups)} parameter groups, {spec.steps} steps and k = {spec.every} are within bounds{beside}",
     )
 
 
+MOMENTA = ("momentum", "betas")
+"""Hyperparameters that say how much an optimizer keeps of what it has."""
+
+
+def _rated(case: Case) -> list[Group]:
+    """The parameter groups that have a learning rate, in the order in which rates are recorded."""
+    parts = sorted(case.genesis.spec.declaration.parts, key=lambda part: part.name)
+    return [g for part in parts for g in part.groups if "lr" in part.dynamic or "lr" in g.hyperparameters]
+
+
 def _momenta(group: Group) -> Iterator[tuple[str, float]]:
-    for name in ("momentum", "betas"):
+    for name in MOMENTA:
         value = _plain(group, name)
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, int | float):
@@ -152,7 +197,9 @@ def moved(case: Case) -> Checks:
         ) and any(interval.loss is not None for interval in inside)
         if working and window.sizes.get("weights", 0.0) == 0.0:
             raise IntegrityError(f"steps {inside[0].start} to {inside[-1].stop} changed no parameter at a rate above 0")
+    if not any(window.sizes.get("weights", 0.0) > 0 for window in case.windows):
+        raise IntegrityError("no step changed any parameter: nothing was trained")
     yield passed("moved", f"the weights change in each of {len(case.windows)} windows")
 
 
-CLAUSES = (rule, inputs, assured, profile, hyperparameters, moved)
+CLAUSES = (rule, inputs, assured, started, profile, hyperparameters, moved)
