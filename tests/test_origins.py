@@ -238,7 +238,7 @@ def test_what_cannot_begin(tmp_path, options, words):
 
 
 def test_one_origin_only(tmp_path):
-    with pytest.raises(UsageError, match="one of the two"):
+    with pytest.raises(UsageError, match="give one of them"):
         record(RECIPE, tmp_path / "p", key=known_key(1), every=3, init_seed=1, start=model(), executor=InProcess())
 
 

@@ -49,6 +49,7 @@ OPTIONS = {
         )
     },
     "good-given": {"start": VECTORS / "given.safetensors"},
+    "good-child": {"parents": [(GOOD, None)]},
 }
 """What the verifier of each good proof gives."""
 
@@ -121,7 +122,7 @@ def test_good_is_never_rejected():
             assert report.genesis == EXPECTED["good-toy"]["genesis"]
 
 
-@pytest.mark.parametrize("name", ["good-declared", "good-given"])
+@pytest.mark.parametrize("name", ["good-declared", "good-given", "good-child"])
 def test_another_origin_is_never_rejected(name):
     with LocalAuditor(RECIPE) as auditor:
         report = verify(VECTORS / name, auditor=auditor, **OPTIONS[name])
@@ -130,7 +131,7 @@ def test_another_origin_is_never_rejected(name):
         assert "This machine does not give the recorded profile" in report.reason()
 
 
-@pytest.mark.parametrize("name", ["good-declared", "good-given"])
+@pytest.mark.parametrize("name", ["good-declared", "good-given", "good-child"])
 def test_another_origin_is_not_what_the_default_policy_takes(name):
     assert verify(VECTORS / name, auditor=Torchless(RECIPE)).verdict is not Verdict.ACCEPT
 

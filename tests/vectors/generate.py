@@ -1,7 +1,7 @@
-"""Makes the golden proofs of format v1: three good ones, the ``bad-*`` forgeries of ``good-toy``, ``expected.json``.
+"""Makes the golden proofs of format v1: four good ones, the ``bad-*`` forgeries of ``good-toy``, ``expected.json``.
 
 ``good-toy`` follows from its seed; ``good-declared`` has a declared seed, an order of its own and rule tolerance;
-``good-given`` starts from weights in ``given.safetensors``.
+``good-given`` starts from weights in ``given.safetensors``, ``good-child`` from those of ``good-toy``.
 
 Run ``python tests/vectors/generate.py`` from the repository root. Key, secret, beacon and dates are fixed, so on
 one platform every root and the genesis digest come out the same each time. The files do not: an ECDSA signature is
@@ -66,6 +66,7 @@ OPTIONS = {
     "good-toy": {},
     "good-declared": {"init_seed": 7, "order": np.stack([np.roll(np.arange(30), 7), np.arange(30)[::-1]]),
                       "rule": "tolerance", "keep": 1},
+    "good-child": {"parent": HERE / "good-toy"},
     "good-given": {"start": HERE / "given.safetensors", "start_kind": "given"},
 }  # fmt: skip
 """What each good proof is recorded with, beside key, beacon and profile."""
