@@ -455,7 +455,11 @@ EXTREME = {
         "the log has 5 intervals, the spec says 7881299347898368",
     ),
     "interval": (spec(every=HUGE), "the log has 5 intervals, the spec says 1"),
-    "batches per step": (spec(batches_per_step=HUGE), "the spec names 14 steps, but its epochs and batches make 2"),
+    "batches per step": (spec(batches_per_step=HUGE), "a step closes 9007199254740991 batches, an epoch has 7"),
+    "batches per step, all agreed": (
+        both(spec(batches_per_step=HUGE, steps=2, every=1), lambda forger: None),
+        "a step closes 9007199254740991 batches, an epoch has 7",
+    ),
     "samples": (declared(samples=HUGE), "epochs and batches make"),
     "batch size": (declared(batch_size=HUGE), "epochs and batches make 2"),
     "control": (of_genesis("control", steps=14), "the control run has 14 steps; format v1 takes 3"),

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from pol.declaration import Declaration
-from pol.interval import Interval
+from pol.interval import Interval, Rates
 from pol.profile import Platform, Profile
 from pol.statetree import StateRoot
 
@@ -100,6 +100,17 @@ class Replay(Job, frozen=True, kw_only=True):
     """A folder for the end state of every interval, where the verifier compares more than digests."""
 
 
+class TrustingReplay(Job, frozen=True, kw_only=True):
+    """Take the steps of some segments again and believe whatever their states and ``rates`` say (``paper-2021``)."""
+
+    batches_per_step: int
+    segments: list[Segment]
+    rates: list[list[Rates]]
+    """Per segment, the learning rates that are used, whatever recipe and schedule say."""
+    save: str
+    """A folder for the end state of every segment."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An answer of a training process."""
 
@@ -167,6 +178,12 @@ class Recorded(Event, frozen=True, kw_only=True):
     kept: bool = False
 
 
+class Reached(Event, frozen=True, kw_only=True):
+    """The end of a segment, whose state is saved."""
+
+    step: int
+
+
 class Finished(Event, frozen=True, kw_only=True):
     """The job is done."""
 
@@ -181,5 +198,5 @@ class Failed(Event, frozen=True, kw_only=True):
     message: str
 
 
-JobType = Build | Control | Train | Replay
-EventType = Built | Controlled | Opened | Stepped | Recorded | Finished | Failed
+JobType = Build | Control | Train | Replay | TrustingReplay
+EventType = Built | Controlled | Opened | Stepped | Recorded | Reached | Finished | Failed

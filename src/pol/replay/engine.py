@@ -18,18 +18,19 @@ __all__ = ["Arrival", "Frame", "Position", "advance"]
 
 
 def advance(
-    make: Callable[[], Recipe], frame: Frame, start: Position, stop: int | None = None, observer: Observer | None = None
-) -> Arrival:
+    make: Callable[[], Recipe], frame: Frame, start: Position, stop: int | None = None,
+    observer: Observer | None = None, drive: Callable[[Frame, Position, int | None, Observer | None], Driver] = Driver,
+) -> Arrival:  # fmt: skip
     """Enter the program at ``start`` and take its steps until ``stop`` (None: until it returns).
 
     ``make`` makes the recipe; generators already carry the init stream. With ``stop`` 0 the program is left at
-    its first request for a batch: a dry build.
+    its first request for a batch: a dry build. ``drive`` makes the Run.
 
     Raises:
         ReplayError: the program declared something else than expected, or cannot be entered there.
         UsageError: it uses the run in a way that this version does not support.
     """
-    driver = Driver(frame, start, stop, observer)
+    driver = drive(frame, start, stop, observer)
     finished = False
     with warnings.catch_warnings():
         # A schedule that is stepped from 0 before the first optimizer step is our doing, not the user's.

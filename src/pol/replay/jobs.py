@@ -29,8 +29,10 @@ from pol.messages import (
     Segment,
     Stepped,
     Train,
+    TrustingReplay,
 )  # fmt: skip
 from pol.profile import Platform, Profile
+from pol.replay import trusting
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
@@ -59,6 +61,8 @@ def run_job(job: JobType, emit: Emit) -> None:
                 _train(job, emit)
             case Replay():
                 _replay(job, emit)
+            case TrustingReplay():
+                trusting.replay(job, emit)
     except PolError as error:
         emit(Failed(kind=type(error).__name__, message=str(error)))
     except MemoryError:

@@ -39,6 +39,10 @@ replay steps the schedule that often from 0."""
 def arithmetic(case: Case) -> Checks:
     """Steps, epochs, batches and intervals of the spec fit one another and cover [0, T] exactly."""
     spec, genesis = case.genesis.spec, case.genesis
+    if spec.batches_per_step > spec.declaration.batches_per_epoch:  # the bound of schedule steps follows from it
+        raise IntegrityError(
+            f"a step closes {spec.batches_per_step} batches, an epoch has {spec.declaration.batches_per_epoch}"
+        )
     total = spec.declaration.epochs * spec.declaration.steps_per_epoch(spec.batches_per_step)
     if spec.steps != total:
         raise IntegrityError(f"the spec names {spec.steps} steps, but its epochs and batches make {total}")
