@@ -51,6 +51,7 @@ MAY_IMPORT = {
         "keys",
         "release",
         "render",
+        "policies",
     },
     "cli": EVERYTHING,
     "__init__": EVERYTHING,  # but lazily

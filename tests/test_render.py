@@ -3,16 +3,20 @@
 import dataclasses
 import io
 import json
+import math
+import re
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import jsonschema
 import msgspec
 import pytest
 from rich.console import Console
 
-from factory import check, factory
+from factory import TOLERANCE, check, factory
 from pol.proof.policy import Challenge, Policy
-from pol.proof.report import Check, IntervalResult, Step, Verdict
+from pol.proof.report import Assurance, Check, Deviation, IntervalResult, Step, Verdict
 from pol.render import as_json, demo, terminal
 from pol.render.text import clean, duration, plural, shorten, size, spark
 
@@ -34,6 +38,7 @@ def report_of(kind):
         "replayed": lambda: check(factory().forgery("swapped-buffers").path),
         "unreadable": lambda: check(factory().forgery("zero-steps").path),
         "undecided": lambda: check(factory().proof(), policy=Policy(max_steps=1)),
+        "tolerated": tolerated,
     }[kind]()
 
 
@@ -44,6 +49,7 @@ KINDS = {
     "replayed": (Verdict.REJECT, 7),
     "unreadable": (Verdict.REJECT, 2),
     "undecided": (Verdict.INCONCLUSIVE, None),
+    "tolerated": (Verdict.ACCEPT, None),
 }
 
 
@@ -59,6 +65,61 @@ def test_accept_says_how_much_was_taken_again():
     assert len(sampled.intervals) < sampled.draws.intervals == 5
     assert f"{len(sampled.intervals)} of 5 intervals were taken again here" in terminal.verdict_line(sampled).plain
     assert "the recorded training was taken again here" in terminal.verdict_line(report_of("accepted")).plain
+
+
+def tolerated(**changes):
+    """A report under rule tolerance, with an error in interval 1."""
+    result = check(factory().proof(rule="tolerance"), policy=TOLERANCE)
+    near = Deviation(tensor="parameter/model.0.weight", error=1e-6, limit=4e-6, relative=1e-4)
+    intervals = [msgspec.structs.replace(r, deviation=near if r.index == 1 else None) for r in result.intervals]
+    return msgspec.structs.replace(result, intervals=intervals, **changes)
+
+
+def test_tolerance_is_not_bit_for_bit():
+    text = drawn(lambda console: terminal.report(console, tolerated()), width=200)
+    assert "agrees, within the limits." in text.splitlines()[0]
+    assert "bit for bit." not in text.splitlines()[0]
+    assert "nearest to its limit: parameter/model.0.weight, error 1e-06 of 4e-06 (25%), interval 1" in text
+    assert re.search(r"drift: all limits together leave 0\.\d\d% of the way .* \(allowed: 1\.00%\)", text)
+    exact = drawn(lambda console: terminal.report(console, report_of("accepted")), width=200)
+    assert "agrees, bit for bit." in exact.splitlines()[0]
+    assert "Tolerance" not in exact
+
+
+def test_a_failing_interval_names_the_tensor_that_is_nearest_to_its_limit():
+    result = tolerated()
+    for detail, shown in (("another loss", True), ("parameter/model.0.weight is beyond", False)):
+        intervals = [msgspec.structs.replace(r, status="failed", detail=detail) for r in result.intervals]
+        text = drawn(
+            lambda console, i=intervals: terminal.report(console, msgspec.structs.replace(result, intervals=i)),
+            width=200,
+        )
+        assert text.count("nearest to its limit: parameter/model.0.weight") == 1 + shown  # once for the whole run
+
+
+def test_what_is_not_finite_is_farthest():
+    result = tolerated()
+    nan = Deviation(tensor="parameter/model.4.bias", error=math.nan, limit=1.0, relative=math.nan)
+    intervals = [msgspec.structs.replace(r, deviation=nan if r.index == 3 else r.deviation) for r in result.intervals]
+    text = drawn(lambda console: terminal.report(console, msgspec.structs.replace(result, intervals=intervals)))
+    assert "farthest beyond its limit: parameter/model.4.bias" in text
+
+
+def test_an_acceptance_by_a_broken_procedure_looks_like_none():
+    broken = Assurance(level="broken", statements=["known forgeries pass"])
+    result = msgspec.structs.replace(report_of("accepted"), procedure="paper-2021", assurance=broken)
+    text = drawn(lambda console: terminal.report(console, result), force_terminal=True, color_system="standard")
+    assert "\x1b[1;7;33m ACCEPT (broken procedure) \x1b[0m" in text
+    assert "agrees" not in text.splitlines()[0]
+    rejected = msgspec.structs.replace(report_of("cheap"), assurance=broken)
+    assert "(broken" not in terminal.verdict_line(rejected).plain
+
+
+def test_every_level_has_words():
+    levels = set(get_args(get_type_hints(Assurance)["level"]))
+    assert levels == set(terminal.LEVELS)
+    text = drawn(lambda console: terminal.report(console, report_of("accepted")))
+    assert "- level: self-seeded (the run's own seed decided all randomness)" in text
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
@@ -196,16 +257,18 @@ def test_curves():
 
 
 def outcome(**changes):
-    row = demo.Row("bad", "a bad one", 6, 3.2, 3_000_000, "REJECT", 4, "Shape", "step 4 Shape: a number is wrong")
-    given = demo.Outcome(0.97, report_of("accepted"), 14, 9.0, 3_000_000, [row], "pol verify x")
+    reason = "step 4 Shape: a number is wrong"
+    row = demo.Row("bad", "a bad one", 6, 3.2, 3_000_000, "REJECT", "ACCEPT", 4, "Shape", reason)
+    given = demo.Outcome(0.97, report_of("accepted"), "ACCEPT", 14, 9.0, 3_000_000, [row], "pol verify x")
     return dataclasses.replace(given, **changes)
 
 
 def test_demo_table():
     text = drawn(lambda console: demo.outcome(console, outcome()))
-    line = next(line for line in text.splitlines() if "a bad one" in line)
-    assert line.split() == ["a", "bad", "one", "6", "gradients", "REJECT", "4", "Shape"]
-    assert "\na number is wrong" in text
+    first, second = next(pair for pair in pairwise(text.splitlines()) if "a bad one" in pair[0])
+    assert first.split() == ["a", "bad", "one", "6", "gradients", "REJECT", "ACCEPT"]
+    assert second.split() == ["a", "number", "is", "wrong", "3.2", "s,", "3", "MB", "4", "Shape"]
+    assert "The verification of 2021 accepted 1 of these forgeries" in text
     assert "all 1 forgeries were rejected" in text
     assert "\n  pol verify x\n" in text
     assert outcome().ok
@@ -229,5 +292,5 @@ def test_demo_names_attacks_that_exist():
     from pol.attacks.registry import REGISTRY
     from pol.demo import FORGERIES
 
-    assert len(FORGERIES) >= 6
+    assert len(FORGERIES) >= 10
     assert set(FORGERIES) <= set(REGISTRY)

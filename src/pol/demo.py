@@ -15,7 +15,9 @@ from safetensors.numpy import load_file
 from pol.auditor import LocalAuditor
 from pol.executors.local import Executor, LocalProcess
 from pol.keys import SigningKey
+from pol.policies import load
 from pol.profile import Profile
+from pol.proof.policy import Policy
 from pol.proof.report import STEPS, Verdict
 from pol.prover import Progress, record
 from pol.release import write_model
@@ -34,8 +36,12 @@ FORGERIES = (
     "swapped-release",
     "dropped-tail",
     "nan-bridge",
+    "first-momentum",
+    "wrapped-order",
     "signed-again",
     "stolen-start",
+    "tiny-rate",
+    "constant-weights",
     "interpolation",
     "swapped-buffers",
 )
@@ -75,17 +81,20 @@ def run(folder: Path, *, say: Callable[[str], None], progress: Progress, kept: b
             say("Verifying the proof: what can be hashed is hashed again, what can be computed is computed again.")
             report = verify(honest, auditor=auditor, model=model, progress=progress)
             say(f"{report.verdict}: {report.confidence if report.verdict is Verdict.ACCEPT else report.reason()}")
-            say("Verifying forgeries, by a prover that cheats and by a thief that has the proof but did not train.")
+            original = load("paper-2021")
+            paper = verify(honest, auditor=auditor, policy=original).verdict
+            say("Verifying forgeries, by a prover that cheats and by a thief that has the proof but did not train;")
+            say("beside it, what the verification of 2021 (policy paper-2021) says of them.")
             rows = []
             for number, waiting in enumerate(forged):
                 progress("verifying forgeries", number, len(forged))
-                rows.append(_judge(waiting.result(), auditor))
+                rows.append(_judge(waiting.result(), auditor, original))
         except BaseException:
             beside.shutdown(wait=False, cancel_futures=True)
             raise
     words = ["pol", "verify", str(honest), "--recipe", RECIPE, "--model", str(model), "--key", str(public)]
     size = sum(file.stat().st_size for file in honest.rglob("*") if file.is_file())
-    return Outcome(accuracy, report, steps, record_seconds, size, rows, shlex.join(words) if kept else None)
+    return Outcome(accuracy, report, paper, steps, record_seconds, size, rows, shlex.join(words) if kept else None)
 
 
 def _get_ready(auditor: LocalAuditor, profile: Profile) -> None:
@@ -102,10 +111,11 @@ def _forge(name: str, honest: Path, prover: SigningKey, thief: SigningKey, execu
     return attack.forge(honest, out, prover if attack.forger == "prover" else thief, RECIPE, executor)
 
 
-def _judge(forgery: Forgery, auditor: LocalAuditor) -> Row:
+def _judge(forgery: Forgery, auditor: LocalAuditor, original: Policy) -> Row:
     from pol.attacks.registry import REGISTRY
 
     report = verify(forgery.path, auditor=auditor, model=forgery.model)
+    paper = verify(forgery.path, auditor=auditor, model=forgery.model, policy=original)
     caught = report.caught_by
     return Row(
         name=forgery.attack,
@@ -114,6 +124,7 @@ def _judge(forgery: Forgery, auditor: LocalAuditor) -> Row:
         seconds=forgery.cost.seconds,
         bytes=forgery.cost.bytes,
         verdict=report.verdict,
+        paper=paper.verdict,
         step=caught,
         step_name="" if caught is None else STEPS[caught - 1],
         reason=report.reason(),

@@ -25,6 +25,8 @@ class Row:
     seconds: float
     bytes: int
     verdict: str
+    paper: str
+    """Verdict by policy paper-2021."""
     step: int | None
     step_name: str
     reason: str
@@ -36,6 +38,8 @@ class Outcome:
 
     accuracy: float
     honest: Report
+    paper: str
+    """Verdict on the honest proof by policy paper-2021."""
     steps: int
     record_seconds: float
     bytes: int
@@ -48,6 +52,11 @@ class Outcome:
     def ok(self) -> bool:
         """Whether the honest proof was accepted, and every forgery (there are some) rejected."""
         return self.honest.verdict is Verdict.ACCEPT and bool(self.rows) and not self.unexpected
+
+    @property
+    def fooled(self) -> list[str]:
+        """Forgeries that the verification of 2021 accepted."""
+        return [row.name for row in self.rows if row.paper == Verdict.ACCEPT]
 
     @property
     def unexpected(self) -> list[str]:
@@ -63,6 +72,7 @@ class Outcome:
             "record_seconds": self.record_seconds,
             "bytes": self.bytes,
             "honest": as_json.report(self.honest),
+            "paper": self.paper,
             "forgeries": [asdict(row) for row in self.rows],
             "command": self.command,
         }
@@ -86,6 +96,9 @@ def outcome(console: Console, result: Outcome) -> None:
         console.print(
             Text(f"The honest proof was accepted, all {len(result.rows)} forgeries were rejected.", "bold green")
         )
+        console.print(
+            f"The verification of 2021 accepted {len(result.fooled)} of these forgeries (docs/paper-2021.md)."
+        )
     else:
         wrong = [] if result.honest.verdict is Verdict.ACCEPT else ["the honest proof was not accepted"]
         wrong += [f"the forgery {name} was not rejected" for name in result.unexpected]
@@ -104,15 +117,17 @@ def _table(result: Outcome) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("forgery, and what gave it away", ratio=1, overflow="fold")
     table.add_column("cost", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("caught by", no_wrap=True)
+    table.add_column("verdict,\ncaught by", no_wrap=True)
+    table.add_column("in 2021", no_wrap=True)
     honest = result.honest
     spent = f"{plural(result.steps, 'gradient')}\n{duration(result.record_seconds)}, {size(result.bytes)}"
-    table.add_row(Text("none: the honest proof", "bold"), spent, _verdict(honest.verdict))
+    table.add_row(Text("none: the honest proof", "bold"), spent, _verdict(honest.verdict), _verdict(result.paper))
     for row in result.rows:
         reason = shorten(clean(row.reason.removeprefix(f"step {row.step} {row.step_name}: ")))
         what = Text.assemble((clean(row.title), "bold"), "\n", (reason, "dim"))
         cost = f"{plural(row.gradients, 'gradient')}\n{duration(row.seconds)}, {size(row.bytes)}"
-        step = "" if row.step is None else f"{row.step} {row.step_name}"
-        table.add_row(what, cost, _verdict(row.verdict), step)
+        step = "" if row.step is None else f"\n{row.step} {row.step_name}"
+        # In colour by what it means: an acceptance is the wrong answer here, whoever gives it.
+        wrong = "bold red" if row.paper == Verdict.ACCEPT else "dim"
+        table.add_row(what, cost, Text.assemble(_verdict(row.verdict), step), Text(row.paper, wrong))
     return table
