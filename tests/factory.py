@@ -10,19 +10,34 @@ from pathlib import Path
 from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from safetensors.torch import load_file, save_file
 
+from pol.attacks.attack import Attack
 from pol.attacks.registry import REGISTRY
 from pol.auditor import LocalAuditor
 from pol.keys import SigningKey
 from pol.profile import Profile
+from pol.proof.policy import EXACT, Bounds, Limits, Policy
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.verifier import verify
 
 RECIPE = f"{Path(__file__).parent / 'recipes' / 'toy.py'}:Toy"
+PLAIN = f"{Path(__file__).parent / 'recipes' / 'plain.py'}:Plain"
+RECIPES = {"huge-decay": PLAIN, "matched-start": PLAIN, "noisy-start": PLAIN}
+"""Of attacks that need what the toy recipe does not have: weight decay, a hundred values in a tensor, no norms."""
 EVERY = 3
 STEPS = 14  # not a multiple of EVERY: five intervals, the last of two steps
 NONCE = bytes(32)
+
+TOLERANCE = Policy(
+    name="tolerance",
+    rule="tolerance",
+    limits=Limits(relative=1e-3, absolute=3e-5),
+    bounds=Bounds(learning_rate=10.0, rate_times_decay=0.1, momentum=0.9999, max_every=10, moved=True),
+)
+POLICIES = {"exact": EXACT, "tolerance": TOLERANCE}
+"""By the rule that a genesis names."""
 
 
 def same_every_time(name):
@@ -45,29 +60,38 @@ class Factory:
         self.keys = {"prover": known_key(1), "thief": known_key(2)}
         self._forgeries = {}
 
-    def proof(self, keep=1):
+    def proof(self, keep=1, rule="exact", recipe=RECIPE):
         """An honest proof that keeps every ``keep``-th checkpoint; not to be changed."""
-        out = self.folder / f"honest-{keep}"
+        out = self.folder / f"honest-{keep}-{rule}-{recipe.rpartition(':')[2]}"
         if not out.exists():
             options = {"every": EVERY, "keep": keep, "profile": Profile(threads=1), "executor": InProcess()}
             with same_every_time("honest"):
-                record(RECIPE, out, key=self.keys["prover"], **options)
+                record(recipe, out, key=self.keys["prover"], rule=rule, **options)
         return out
 
     def copy(self, where, keep=1):
         """A copy of an honest proof, to be changed."""
         return Path(shutil.copytree(self.proof(keep), where / "proof"))
 
-    def forgery(self, name, keep=1):
+    def given(self):
+        """A file of first weights that a verifier gave out."""
+        path = self.folder / "given.safetensors"
+        if not path.exists():
+            first = load_file(self.proof() / "checkpoints" / f"{0:012d}.safetensors")
+            weights = {key.partition("/model.")[2]: t for key, t in first.items() if key.startswith(("p", "b"))}
+            save_file(weights, path)
+        return path
+
+    def forgery(self, name, keep=1, rule="exact"):
         """A forgery of an honest proof; not to be changed."""
-        if (name, keep) not in self._forgeries:
-            attack = REGISTRY[name]
-            out = self.folder / f"{name}-{keep}"
-            target = self.proof(keep)
+        if (name, keep, rule) not in self._forgeries:
+            attack, recipe = REGISTRY[name], RECIPES.get(name, RECIPE)
+            out = self.folder / f"{name}-{keep}-{rule}"
+            target = self.proof(keep, rule, recipe)
             with same_every_time(name):
-                forgery = attack.forge(target, out, self.keys[attack.forger], RECIPE, InProcess())
-            self._forgeries[name, keep] = forgery
-        return self._forgeries[name, keep]
+                forgery = attack.forge(target, out, self.keys[attack.forger], recipe, InProcess())
+            self._forgeries[name, keep, rule] = forgery
+        return self._forgeries[name, keep, rule]
 
 
 @functools.cache
@@ -76,7 +100,28 @@ def factory():
     return Factory()
 
 
-def check(proof, **options):
+def forge(where, make, forger="prover", *, rule="exact", recipe=RECIPE, keep=1):
+    """A forgery made by a function of the test's own; ``where`` is an empty folder."""
+    attack, target = Attack("test", "a test", forger, make), factory().proof(keep, rule, recipe)
+    with same_every_time("test"):
+        return attack.forge(target, where / "out", factory().keys[forger], recipe, InProcess())
+
+
+def decision(report):
+    """What a report says."""
+    return report.verdict, report.caught_by
+
+
+def judge(name, keep=1, rule="exact", policy=None, **options):
+    """Verify a forgery as a verifier would who has asked for this rule."""
+    forgery = factory().forgery(name, keep, rule)
+    if name == "stolen-given":  # it gave out other weights
+        options = {"start": factory().given(), **options}
+    policy = POLICIES[rule] if policy is None else policy
+    return check(forgery.path, RECIPES.get(name, RECIPE), model=forgery.model, policy=policy, **options)
+
+
+def check(proof, recipe=RECIPE, **options):
     """Verify in process, with a fixed nonce."""
-    with LocalAuditor(RECIPE, executor=InProcess()) as auditor:
+    with LocalAuditor(recipe, executor=InProcess()) as auditor:
         return verify(proof, auditor=auditor, **{"nonce": NONCE, **options})

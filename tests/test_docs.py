@@ -14,13 +14,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import test_forgeries
+import test_forgeries_tolerance
 import test_layers
-from pol import store
+from pol import policies, store
 from pol.attacks.registry import REGISTRY
 from pol.proof import attestation, container, genesis, log
+from pol.proof.policy import Policy
 from pol.verifier import authenticate, shape
 
 ROOT = Path(__file__).parents[1]
@@ -243,9 +246,17 @@ def test_architecture_has_the_dependency_rules():
     assert found == expected
 
 
+def caught_under_tolerance(name):
+    expected = test_forgeries_tolerance.EXPECTED[name]
+    return str(expected[0]) if expected else "accepted"
+
+
 def test_threat_model_lists_every_attack():
     found = rows(ROOT / "docs" / "threat-model.md", "## Forgeries that are tests")
-    expected = [[f"`{a.name}`", a.title, a.forger, str(test_forgeries.CASES[a.name][0][0])] for a in REGISTRY.values()]
+    expected = [
+        [f"`{a.name}`", a.title, a.forger, str(test_forgeries.CASES[a.name][0][0]), caught_under_tolerance(a.name)]
+        for a in REGISTRY.values()
+    ]
     assert found == expected
 
 
@@ -267,6 +278,32 @@ def test_limits_are_those_of_the_code():
     assert found["files of a proof"] == f"{store.MAX_FILES:,}"
     assert found["entries of a state; rank"] == f"1 … {container.MAX_ENTRIES:,}; 64"
     assert found["schedule steps"].startswith(f"{shape.MAX_SCHEDULE_STEPS} ")
+
+
+def policy_keys(kind, prefix=""):
+    """Key -> its default as TOML, of a policy and its tables."""
+    found = {}
+    for name, field in zip(kind.__struct_fields__, msgspec.inspect.type_info(kind).fields, strict=True):
+        table = next((t.cls for t in policies._options(field.type) if isinstance(t, msgspec.inspect.StructType)), None)
+        if table:
+            found |= policy_keys(table, f"{prefix}{name}.")
+        elif field.required:
+            found[f"{prefix}{name}"] = "required"
+        else:
+            default = getattr(kind(), name) if prefix != "limits." else field.default
+            written = "{}" if default == {} else policies._line("x", default).removeprefix("x = ")
+            found[f"{prefix}{name}"] = "" if default is None else f"`{written}`"
+    return found
+
+
+def test_policy_keys_are_those_of_the_code():
+    found = {row[0].strip("`"): row[1] for row in rows(ROOT / "docs" / "policies.md", "## Every key")}
+    expected = {**dict.fromkeys(policies.ONLY_IN_FILES, ""), **policy_keys(Policy), "name": "the file's"}
+    assert found == expected
+
+
+def test_policy_presets_are_those_of_the_code():
+    assert [row[0].strip("`") for row in rows(ROOT / "docs" / "policies.md", "# Policies")] == list(policies.PRESETS)
 
 
 def test_messages_are_those_of_the_code():

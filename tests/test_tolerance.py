@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from safetensors.numpy import save_file
 
+from factory import RECIPE, TOLERANCE, factory
+from pol.auditor import LocalAuditor
 from pol.checkpoint import Checkpoint
-from pol.proof.policy import Limits, Policy, Reference
+from pol.messages import Recorded
+from pol.proof.policy import EXACT, Limits, Policy, Reference
+from pol.replay.inprocess import InProcess
+from pol.verifier import verify
 from pol.verifier.replayed import Platform
 from pol.verifier.tolerance import deviation, largest
 
@@ -131,7 +137,7 @@ def test_optimizer_state_has_limits_too(tmp_path):
 def test_whole_numbers_are_exact(tmp_path, key):
     wrong, found = judged(tmp_path, Limits(relative=1e9, absolute=1e9), **{key: lambda n: n + 1})
     assert "what is not floating point is exact" in wrong
-    assert found is None
+    assert (found.error, found.relative) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -181,3 +187,19 @@ def test_tighter_limits_are_never_wider(relative, absolute, floor, shrink):
 def test_the_platform_decides_what_a_small_deviation_means():
     assert Platform(True, "").mismatch("x", "y").status == "failed"
     assert Platform(False, "").mismatch("x", "y").status == "unable"
+
+
+@pytest.mark.parametrize(("rule", "verdict"), [("tolerance", "ACCEPT"), ("exact", "REJECT")])
+def test_a_loss_that_differs_in_its_last_bit_beside_equal_states(rule, verdict):
+    class Nudged(LocalAuditor):
+        def replay(self, *args, **options):
+            for event in super().replay(*args, **options):
+                if isinstance(event, Recorded) and event.interval.loss is not None:
+                    loss = repr(math.nextafter(float(event.interval.loss), math.inf))
+                    event = structs.replace(event, interval=structs.replace(event.interval, loss=loss))
+                yield event
+
+    policy = TOLERANCE if rule == "tolerance" else EXACT
+    with Nudged(RECIPE, executor=InProcess()) as auditor:
+        report = verify(factory().proof(rule=rule), auditor=auditor, policy=policy)
+    assert report.verdict == verdict, report.reason()

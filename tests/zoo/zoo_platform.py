@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from zoo_base import Base
+from zoo_base import Base, sgd
 
 
 class Vectors(Base):
@@ -14,3 +14,39 @@ class Vectors(Base):
 
     def loss(self, parts, batch):
         return super().loss(parts, batch) + parts.model[0].weight.exp().sum() * 1e-3
+
+
+class Drowned(Vectors):
+    """Trains nothing but what a normalisation takes out again: its gradients are rounding, and Adam divides them by
+    their own size, so that steps of full length go where the rounding points."""
+
+    def build(self):
+        model = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.GELU(), nn.Linear(64, 3))
+        for parameter in model[1:].parameters():
+            parameter.requires_grad_(False)
+        model[0].weight.requires_grad_(False)
+        return {"model": model, "optimizer": torch.optim.Adam([model[0].bias], lr=0.01)}
+
+
+class Chaotic(Base):
+    """A deep network with normalisation at a high rate: small differences grow a hundredfold in a few steps."""
+
+    num_epochs = 3
+
+    def build(self):
+        inner = [layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())]
+        model = nn.Sequential(nn.Linear(4, 64), *inner, nn.Linear(64, 3))
+        return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)}
+
+
+class Computed(Base):
+    """A dataset that is computed in floating point, as normalised pictures are."""
+
+    def data(self):
+        found = super().data()
+        waves = torch.linspace(0.1, 3.0, 4 * len(found)).exp().sin().reshape(-1, 4)
+        return [{**item, "x": wave.numpy()} for item, wave in zip(found, waves, strict=True)]
+
+    def build(self):
+        model = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.GELU(), nn.Linear(64, 3))
+        return {"model": model, "optimizer": sgd(model)}

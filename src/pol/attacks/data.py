@@ -12,7 +12,11 @@ from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
+from pol.order import epoch_order
 from pol.replay.data import sample_leaf
+
+POISON, BRUSH = 1.0, 1e-4
+"""How far the numbers of one sample are moved."""
 
 
 class _Backwards:
@@ -45,6 +49,29 @@ class _Relabelled:
     def __getitem__(self, index: int) -> Any:
         following = self._data[(index + 1) % len(self._data)]
         return {**self._data[index], self._name: following[self._name]}
+
+
+class _Touched:
+    """A dataset in which one sample has other values: all numbers of its first array, moved."""
+
+    def __init__(self, data: Any, index: int, by: float) -> None:
+        self._data, self._index, self._by = data, index, by
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self._data[index]
+        if index != self._index:
+            return item
+        arrays = [name for name, value in item.items() if isinstance(value, np.ndarray)]
+        if not arrays:
+            raise UsageError("this attack needs samples that are dicts with an array")
+        values = item[arrays[0]]
+        touched = values + values.dtype.type(self._by)
+        if np.array_equal(touched, values):
+            raise UsageError("this attack needs samples of fractions")
+        return {**item, arrays[0]: touched}
 
 
 def _is_label(value: Any) -> bool:
@@ -95,6 +122,26 @@ def swapped_leaves(workshop: Workshop, out: Path) -> None:
     forger.seal(out, workshop.key)
 
 
+def poisoned_sample(workshop: Workshop, out: Path) -> None:
+    """One sample of the last batch is not the committed one; the log names the committed one."""
+    _touched(workshop, POISON).seal(out, workshop.key)
+
+
+def brushed_sample(workshop: Workshop, out: Path) -> None:
+    """The same with a change so small that another machine's rounding might have made it."""
+    _touched(workshop, BRUSH).seal(out, workshop.key)
+
+
+def _touched(workshop: Workshop, by: float) -> Forger:
+    forger = workshop.begin()
+    workshop.train(forger)
+    honest, start = forger.intervals[-1], forger.intervals[-1].start
+    index = int(epoch_order(forger.seed, forger.genesis.spec.declaration.epochs - 1, len(forger.leaves))[-1])
+    workshop.train(forger, start, data=lambda data: _Touched(data, index, by))
+    forger.replace(len(forger.intervals) - 1, batches=honest.batches)
+    return forger
+
+
 def _leaves(forger: Forger, data: Any) -> list[bytes]:
     key = seeds.salt_key(forger.r)
     return [sample_leaf(data[index], index, key) for index in range(len(data))]
@@ -108,4 +155,6 @@ ATTACKS = (
         "flipped-labels-committed", "trained on wrong labels that were committed", "thief", flipped_labels_committed
     ),
     Attack("swapped-leaves", "leaves of other labels under the right dataset root", "prover", swapped_leaves),
+    Attack("poisoned-sample", "one sample of one batch that is not in the dataset", "thief", poisoned_sample),
+    Attack("brushed-sample", "one sample of one batch, changed by a trifle", "thief", brushed_sample),
 )

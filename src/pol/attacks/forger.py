@@ -28,6 +28,7 @@ from pol.store import (
     LOG,
     MAX_DATASET,
     MAX_LOG_FILE,
+    ORDER,
     SECRET,
     ProofDirectory,
     checkpoint_path,
@@ -46,6 +47,9 @@ class Forger:
         states: State by step, of kept checkpoints and any others; sealing writes their roots into the records.
         kept: Steps whose state is written as a file.
         leaves: Leaf hashes of the dataset.
+        order: Content of the file of dataset indices; None where the order follows from the seed.
+        files: Other bytes than the true ones, by file name.
+        listed: Further names (with SHA-256) in the attestation's list of files.
         journal: Claims about the recording; it names the beacon.
     """
 
@@ -61,6 +65,9 @@ class Forger:
         self.journal = canonical.decode(store.read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)
         leaves = store.read(DATASET, MAX_DATASET)
         self.leaves = [leaves[i : i + 32] for i in range(0, len(leaves), 32)]
+        self.order = (proof / ORDER).read_bytes() if (proof / ORDER).exists() else None
+        self.files: dict[str, bytes] = {}
+        self.listed: dict[str, str] = {}
         self.kept = kept(self.genesis.spec)
         self.intervals: list[Interval] = []
         self.states: dict[int, State] = {}
@@ -112,6 +119,10 @@ class Forger:
         (out / LOG).write_bytes(b"".join(lines))
         for step in self.kept:
             self.states[step].save(out / checkpoint_path(step))
+        if self.order is not None:
+            (out / ORDER).write_bytes(self.order)
+        for name, content in self.files.items():
+            (out / name).write_bytes(content)
         final = records[-1].root if records else origin.root
         statement = self._statement(out, digest, [line[:-1] for line in lines], origin.root, final)
         envelope = key.sign(canonical.encode(statement), attestation.PAYLOAD_TYPE)
@@ -125,9 +136,9 @@ class Forger:
         self, out: Path, genesis: Digest, lines: list[bytes], first: StateRoot, last: StateRoot
     ) -> Statement:
         store = ProofDirectory(out)
-        digests = {name: store.sha256(name) for name in sorted(store.files())}
+        digests = {name: store.sha256(name).partition(":")[2] for name in sorted(store.files())} | self.listed
         return Statement(
-            subject=[Subject(name=name, digest=Sha256(digest.partition(":")[2])) for name, digest in digests.items()],
+            subject=[Subject(name=name, digest=Sha256(digest)) for name, digest in digests.items()],
             predicate=Predicate(
                 genesis=genesis,
                 beacon=self.journal.beacon,

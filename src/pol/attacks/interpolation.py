@@ -22,25 +22,49 @@ def _bridge(workshop: Workshop) -> tuple[Forger, list[int], State, State]:
     return forger, boundaries(forger.genesis.spec), forger.states[0], stolen
 
 
+def random_checkpoints(workshop: Workshop, out: Path) -> None:
+    """Noise between the fresh start and the stolen weights."""
+    forger, steps, _, stolen = _bridge(workshop)
+    noise = workshop.noise(forger)
+    for step in steps[1:-1]:
+        forger.states[step] = State({key: _noise(tensor, noise) for key, tensor in stolen.tensors.items()})
+    forger.seal(out, workshop.key)
+
+
+def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if not like.is_floating_point():
+        return like.clone()
+    drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64) * float(like.double().std(correction=0))
+    return drawn.to(like.dtype)
+
+
 def interpolation(workshop: Workshop, out: Path) -> None:
     """Checkpoints on the straight line from the fresh start to the stolen weights (attack study, A4)."""
     _interpolated(workshop).seal(out, workshop.key)
 
 
 def _interpolated(workshop: Workshop) -> Forger:
-    forger, steps, first, stolen = _bridge(workshop)
-    for step in steps[1:-1]:
-        share = step / forger.steps
-        forger.states[step] = State(
-            {
-                key: _between(first.tensors[key], tensor, share) if key in first.tensors else tensor.clone()
-                for key, tensor in stolen.tensors.items()
-            }
-        )
+    forger, _, _, stolen = _bridge(workshop)
+    straight(forger, stolen)
     return forger
 
 
-def _between(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
+def straight(forger: Forger, stolen: State) -> None:
+    """All states after the first on the straight line from it to the stolen one."""
+    first = forger.states[0]
+    forger.states[forger.steps] = stolen
+    for step in boundaries(forger.genesis.spec)[1:-1]:
+        share = step / forger.steps
+        forger.states[step] = State(
+            {
+                key: between(first.tensors[key], tensor, share) if key in first.tensors else tensor.clone()
+                for key, tensor in stolen.tensors.items()
+            }
+        )
+
+
+def between(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
+    """A point on the straight line from ``a`` to ``b``; tensors of different shapes have none between them."""
     if a.shape != b.shape:
         return b.clone()
     # Values of another kind than floating point (counters) go along rounded; infinities stay where they are.
@@ -55,6 +79,13 @@ def nan_bridge(workshop: Workshop, out: Path) -> None:
         forger.states[step] = State(
             {key: torch.full_like(t, torch.nan) if t.is_floating_point() else t for key, t in stolen.tensors.items()}
         )
+    forger.seal(out, workshop.key)
+
+
+def own_run(workshop: Workshop, out: Path) -> None:
+    """A complete honest run of one's own, whose last state is the stolen one."""
+    forger = workshop.record()
+    forger.states[forger.steps] = workshop.stolen()
     forger.seal(out, workshop.key)
 
 
@@ -74,6 +105,8 @@ def no_checkpoints(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
+    Attack("random-checkpoints", "noise between a fresh start and stolen weights", "thief", random_checkpoints),
+    Attack("own-run-stolen-end", "stolen weights after an honest run of one's own", "thief", own_run),
     Attack("interpolation", "straight line from a fresh start to stolen weights", "thief", interpolation),
     Attack("nan-bridge", "NaN between a fresh start and stolen weights", "thief", nan_bridge),
     Attack("no-intervals", "stolen weights with an empty log", "thief", no_intervals),

@@ -101,7 +101,7 @@ def _reach(workshop: Workshop, forger: Forger, step: int) -> dict[str, float]:
 def state_rate(workshop: Workshop, out: Path) -> None:
     """A learning rate in the optimizer's state of a checkpoint, and honest training with it from there."""
     forger = workshop.record()
-    step, rate = _middle(forger), BOOST * workshop.learning_rate(forger)
+    step, rate = _middle(forger), BOOST * workshop.configured(forger, "lr")
     honest = list(forger.intervals)
     workshop.train(forger, step, settings={"lr": rate})
     _hide_rates(forger, honest)
@@ -132,7 +132,7 @@ def configured_rate(workshop: Workshop, out: Path) -> None:
     forger = workshop.begin()
     workshop.pretend(forger)
     honest = list(forger.intervals)
-    workshop.train(forger, settings={"lr": BOOST * workshop.learning_rate(forger)})
+    workshop.train(forger, settings={"lr": BOOST * workshop.configured(forger, "lr")})
     _hide_rates(forger, honest)
     forger.seal(out, workshop.key)
 
@@ -140,7 +140,7 @@ def configured_rate(workshop: Workshop, out: Path) -> None:
 def declared_rate(workshop: Workshop, out: Path) -> None:
     """The declaration in the genesis has another learning rate than its configuration builds, as have all steps."""
     forger = workshop.begin()
-    settings = {"lr": BOOST * workshop.learning_rate(forger)}
+    settings = {"lr": BOOST * workshop.configured(forger, "lr")}
     declaration = workshop.build(forger, settings).declaration
     spec = msgspec.structs.replace(forger.genesis.spec, declaration=declaration)
     forger.genesis = msgspec.structs.replace(forger.genesis, spec=spec)

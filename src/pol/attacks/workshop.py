@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
+from numpy.typing import NDArray
 
 from pol import canonical, prover, seeds
 from pol.attacks.forger import UNSET, Forger
@@ -15,14 +16,17 @@ from pol.errors import UsageError
 from pol.executors.local import Executor
 from pol.interval import Interval
 from pol.keys import SigningKey
+from pol.proof.genesis import Randomness
 from pol.replay import recipe as recipes
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.randomness import Streams
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
+from pol.store import ORDER
 
 Change = Callable[[Any], Any]
+Initialisation = Literal["derived", "given", "observed"]
 
 
 class Workshop:
@@ -57,26 +61,32 @@ class Workshop:
         stolen, weights = self.stolen().tensors, ("parameter/", "buffer/", "transient/")
         return State({k: stolen[k] if k.startswith(weights) else tensor for k, tensor in first.tensors.items()})
 
-    def begin(self) -> Forger:
-        """A run of one's own that stops after its honest genesis: its first state follows from its seed."""
-        self._record(until_genesis=True)
+    def begin(self, settings: dict[str, Any] | None = None, every: int | None = None) -> Forger:
+        """A run of one's own that stops after its honest genesis: its first state follows from its seed.
+
+        Args:
+            settings: Configuration to register instead of the target's.
+            every: k, instead of the target's.
+        """
+        self._record(settings or {}, every, until_genesis=True)
         begun = Forger(self._scratch / "own")
         self.first_state(begun)
         return begun
 
     def record(self) -> Forger:
         """A complete honest run of one's own."""
-        self._record(until_genesis=False)
+        self._record({}, None, until_genesis=False)
         recorded = Forger(self._scratch / "own")
         self.gradients += recorded.steps * recorded.genesis.spec.batches_per_step
         return recorded
 
-    def _record(self, *, until_genesis: bool) -> None:
+    def _record(self, settings: dict[str, Any], every: int | None, *, until_genesis: bool) -> None:
         genesis = self.open().genesis
-        settings = {key: canonical.untag(value, key) for key, value in genesis.recipe.configuration.items()}
+        registered = {key: canonical.untag(value, key) for key, value in genesis.recipe.configuration.items()}
         prover.record(
-            self._recipe, self._scratch / "own", key=self.key, every=genesis.spec.every, keep=genesis.spec.keep,
-            settings=settings, profile=genesis.profile, executor=self._executor, until_genesis=until_genesis,
+            self._recipe, self._scratch / "own", key=self.key, every=every or genesis.spec.every,
+            keep=genesis.spec.keep, settings={**registered, **settings}, profile=genesis.profile,
+            executor=self._executor, until_genesis=until_genesis, rule=genesis.spec.rule,
         )  # fmt: skip
         # The control run, and its last step again from a state that was reached anew.
         self.gradients += 2 * genesis.control.steps * genesis.spec.batches_per_step
@@ -87,20 +97,40 @@ class Workshop:
         """Draw the first state honestly from the seed of the genesis as it is now."""
         forger.states[0] = _copy(self.build(forger).state)
 
+    def randomise(
+        self, forger: Forger, initialisation: Initialisation = "derived", order: NDArray[Any] | None = None
+    ) -> None:
+        """Name other sources of first weights and order in the genesis, and draw the first state from its new seed.
+
+        Args:
+            forger: Whose genesis.
+            initialisation: What it says of the first weights.
+            order: Dataset indices, epochs × samples, instead of the order that the seed gives.
+        """
+        named = Randomness(initialisation=initialisation, order="derived" if order is None else "observed")
+        forger.genesis = msgspec.structs.replace(forger.genesis, randomness=named)
+        forger.order = None if order is None else order.astype("<u4").tobytes()
+        self.first_state(forger)
+
+    def noise(self, forger: Forger) -> torch.Generator:
+        """A generator of the forger's own."""
+        return torch.Generator().manual_seed(int.from_bytes(forger.seed[:7], "big"))
+
     def build(self, forger: Forger, settings: dict[str, Any] | None = None) -> Arrival:
         """The recipe as built under the seed of ``forger``; ``settings`` change its configuration."""
         make, streams = self._maker(forger, settings or {}, None, idle=False)
         return advance(make, Frame(streams), Position(), stop=0)
 
     def train(
-        self, forger: Forger, start: int = 0, *, counts: dict[str, int] | None = None,
+        self, forger: Forger, start: int = 0, stop: int | None = None, *, counts: dict[str, int] | None = None,
         settings: dict[str, Any] | None = None, data: Change | None = None,
     ) -> None:  # fmt: skip
-        """Take all steps from ``start`` and its state, and write what they give into states and records.
+        """Take the steps from ``start`` and its state, and write what they give into states and records.
 
         Args:
             forger: Whose steps.
             start: A boundary whose state is there.
+            stop: A boundary; by default the end of the run.
             counts: Schedule counts to start from; by default those of the record before.
             settings: Configuration that is really used instead of the registered one.
             data: What is done to the dataset.
@@ -110,10 +140,11 @@ class Workshop:
             registered = [part.name for part in forger.genesis.spec.declaration.parts if part.counted]
             counts = forger.intervals[index - 1].schedules if index else dict.fromkeys(registered, 0)
         position = Position(start, forger.states[start], counts)
-        found = self._run(forger, position, settings or {}, data, idle=False)
-        forger.intervals = forger.intervals[:index] + [interval for interval, _ in found]
+        found = self._run(forger, position, settings or {}, data, stop=stop, idle=False)
+        after = forger.intervals[index + len(found) :]
+        forger.intervals = [*forger.intervals[:index], *(interval for interval, _ in found), *after]
         forger.states |= {interval.stop: state for interval, state in found}
-        self.gradients += (forger.steps - start) * forger.genesis.spec.batches_per_step
+        self.gradients += ((stop or forger.steps) - start) * forger.genesis.spec.batches_per_step
 
     def pretend(self, forger: Forger, data: Change | None = None) -> None:
         """Fill the log with all that costs no gradient: true batches; losses, rates and counts as in the target."""
@@ -125,8 +156,9 @@ class Workshop:
         ]
 
     def _run(
-        self, forger: Forger, start: Position, settings: dict[str, Any], data: Change | None, *, idle: bool
-    ) -> list[tuple[Interval, State]]:
+        self, forger: Forger, start: Position, settings: dict[str, Any], data: Change | None, *,
+        stop: int | None = None, idle: bool,
+    ) -> list[tuple[Interval, State]]:  # fmt: skip
         torch.set_num_threads(forger.genesis.profile.threads)
         spec = forger.genesis.spec
         make, streams = self._maker(forger, settings, data, idle=idle)
@@ -136,8 +168,16 @@ class Workshop:
             every=spec.every, start=start.step, last=spec.steps, batch_key=seeds.batch_key(forger.r),
             emit=lambda interval, state, _: found.append((interval, _copy(state))),
         )  # fmt: skip
-        advance(make, Frame(streams, declaration, spec.batches_per_step), start, None, observer)
+        frame = Frame(streams, declaration, spec.batches_per_step, order=self._order(forger))
+        advance(make, frame, start, stop, observer)
         return found
+
+    def _order(self, forger: Forger) -> Path | None:
+        if forger.order is None:
+            return None
+        path = self._scratch / ORDER
+        path.write_bytes(forger.order)
+        return path
 
     def _maker(
         self, forger: Forger, settings: dict[str, Any], data: Change | None, *, idle: bool
@@ -162,15 +202,15 @@ class Workshop:
         make, _ = self._maker(forger, {}, None, idle=False)
         return make().data()
 
-    def learning_rate(self, forger: Forger) -> float:
-        """The recipe's constructor argument ``lr``.
+    def configured(self, forger: Forger, name: str) -> float:
+        """A number among the recipe's constructor arguments.
 
         Raises:
-            UsageError: it has none.
+            UsageError: it has no such argument.
         """
-        found = canonical.untag(forger.genesis.recipe.configuration.get("lr"), "lr")
+        found = canonical.untag(forger.genesis.recipe.configuration.get(name), name)
         if not isinstance(found, float):
-            raise UsageError("this attack needs a recipe with a constructor argument lr")
+            raise UsageError(f"this attack needs a recipe with a constructor argument {name}")
         return found
 
 

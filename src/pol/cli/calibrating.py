@@ -24,9 +24,12 @@ def calibrate(
     every: Annotated[
         int,
         typer.Option(
-            "--every", metavar="K", min=1, help="Steps between two states from which an interrupted run goes on."
+            "--every", metavar="K", min=1, help="Steps of an interval, as in your proofs: noise grows with it."
         ),
-    ] = 1000,
+    ] = 10,
+    runs_only: Annotated[
+        bool, typer.Option("--runs-only", help="Only compare runs: measure no honest noise, recommend no limits.")
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A constructor argument of the recipe; repeat for more."),
@@ -45,10 +48,12 @@ def calibrate(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Train a recipe several times, and sign how far apart independent runs end.
+    """Train a recipe several times, and sign how far apart independent runs end, and what honest replays are off by.
 
-    A policy names the result: below that distance an error means something. When it was interrupted, the same command
-    goes on: the runs are kept in FILE.runs until FILE is written.
+    A policy names the result: below that distance an error means something. Intervals of one run are taken again on
+    other platforms, which this machine gives by flags; the limits that follow are printed for a policy. Exit code 1:
+    measured, but noise and forgery cannot be told apart, so no limits are recommended. When it was interrupted, the
+    same command goes on: the runs are kept in FILE.runs until FILE is written.
     """
     from pol import calibrator
     from pol.cli.proving import signer
@@ -68,6 +73,7 @@ def calibrate(
                 settings=settings,
                 profile=Profile(threads=threads) if threads else None,
                 progress=tell,
+                noise=not runs_only,
             )
         except KeyboardInterrupt:
             numbers = {"--runs": runs, "--every": every, "--threads": threads}
@@ -75,10 +81,11 @@ def calibrate(
             words += [word for name, number in numbers.items() if number is not None for word in (name, str(number))]
             words += [word for pair in set_ or [] for word in ("--set", pair)]
             words += ["--key", str(key)] if key else []
+            words += ["--runs-only"] if runs_only else []
             again = shlex.join(words)
             raise output.Interrupted(f"Interrupted. What is trained is kept; go on with:\n  {again}") from None
     if as_json:
         output.show_json(rendered.as_json(made.calibration, made.digest, made.fingerprint, str(out)))
     else:
         output.show(lambda console: rendered.calibrated(console, made.calibration, made.digest, made.fingerprint, out))
-    return 0
+    return 1 if rendered.refused(made.calibration) else 0

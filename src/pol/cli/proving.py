@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pol.cli import output
+from pol.cli.beginning import Beginning, read_order
 from pol.cli.output import Json
 from pol.cli.progress import progress
 from pol.errors import UsageError
@@ -85,6 +86,32 @@ def record(
         Path | None,
         typer.Option("--model", metavar="FILE", help="Where to write the trained weights (safetensors)."),
     ] = None,
+    rule: Annotated[
+        Literal["exact", "tolerance"] | None,
+        typer.Option(
+            "--rule", help="How a verifier compares: bit for bit, or within limits of its own.", show_default="exact"
+        ),
+    ] = None,
+    init_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--init-seed", metavar="N", min=0, max=2**32 - 1, help="Draw the first weights under this number instead."
+        ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", metavar="FILE", help="First weights from a model file (safetensors) instead."),
+    ] = None,
+    start_kind: Annotated[
+        Literal["given", "observed"] | None,
+        typer.Option("--start-kind", help="They were given out by your verifier, or come from elsewhere."),
+    ] = None,
+    order: Annotated[
+        Path | None,
+        typer.Option(
+            "--order", metavar="FILE", help="Your own order of the data: a .npy of indices, epochs × samples."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished recording.")] = False,
     genesis_only: Annotated[
         bool,
@@ -95,7 +122,7 @@ def record(
     """Record a training as a proof.
 
     A recording that was interrupted goes on with --resume; what its genesis fixed (--every, --keep, --set,
-    --threads) need not be repeated.
+    --threads, --rule) need not be repeated.
     """
     from pol import prover
     from pol.profile import Profile
@@ -110,10 +137,13 @@ def record(
         raise UsageError(f"--model {model} is a folder: name a file in it")
     nonce = output.hex32(beacon, "--beacon")
     settings = output.settings(set_)
+    beginning = Beginning(init_seed, start, start_kind, order)
+    beginning.check()
+    indices = None if order is None else read_order(order)
     claims = _registered(out) if resume else None
     if claims and threads not in (None, claims.profile.threads):
         raise UsageError(f"--threads {threads}: the signed genesis says {claims.profile.threads}; leave it out")
-    signer, key_path, key_made = _signer(key)
+    own, key_path, key_made = signer(key)
     step = 0
     with progress() as tell:
 
@@ -126,7 +156,7 @@ def record(
             proof = prover.record(
                 recipe,
                 out,
-                key=signer,
+                key=own,
                 every=every or (claims.every if claims else EVERY),
                 keep=keep or (claims.keep if claims else KEEP),
                 beacon=nonce,
@@ -135,10 +165,15 @@ def record(
                 profile=Profile(threads=threads or prover.available_cores()),
                 progress=note,
                 until_genesis=genesis_only,
+                rule=rule or ("tolerance" if claims and claims.rule == "tolerance" else "exact"),
+                init_seed=init_seed,
+                start=start,
+                start_kind=start_kind or "observed",
+                order=indices,
             )
         except KeyboardInterrupt:
-            given = [] if _registered(out) else _given(every, keep, set_, threads)
-            command = _again(recipe, out, key, model, given, beacon)
+            given = [] if _registered(out) else _given(every, keep, set_, threads, rule)
+            command = _again(recipe, out, key, model, [*given, *beginning.words()], beacon)
             raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
     if model is not None and proof.attestation is not None:
         write_model(out, model)
@@ -148,13 +183,13 @@ def record(
         genesis=proof.genesis,
         attestation=proof.attestation,
         summary=summary,
-        claimant=claimant or signer.fingerprint,
+        claimant=claimant or own.fingerprint,
         model=None if model is None or proof.attestation is None else str(model),
         key=str(key_path),
         key_made=key_made,
-        next=_again(recipe, out, key, model, [], "<nonce from your verifier>")
+        next=_again(recipe, out, key, model, beginning.words(), "<nonce from your verifier>")
         if genesis_only
-        else _check(recipe, out, model, summary),
+        else _check(recipe, out, model, beginning, summary),
     )
     if as_json:
         output.show_json(result.as_json())
@@ -163,7 +198,7 @@ def record(
     return 0
 
 
-def _signer(path: Path | None) -> tuple[SigningKey, Path, bool]:
+def signer(path: Path | None) -> tuple[SigningKey, Path, bool]:
     """The key that signs, where it is, and whether it was made just now."""
     from pol.keys import SigningKey
 
@@ -183,9 +218,11 @@ def _registered(out: Path) -> Claims | None:
     return summary.claims if summary else None
 
 
-def _given(every: int | None, keep: int | None, settings: list[str] | None, threads: int | None) -> list[str]:
+def _given(
+    every: int | None, keep: int | None, settings: list[str] | None, threads: int | None, rule: str | None
+) -> list[str]:
     """The options that a recording without a genesis needs again."""
-    numbers = {"--every": every, "--keep": keep, "--threads": threads}
+    numbers = {"--every": every, "--keep": keep, "--threads": threads, "--rule": rule}
     words = [word for name, number in numbers.items() if number is not None for word in (name, str(number))]
     return words + [word for pair in settings or [] for word in ("--set", pair)]
 
@@ -198,9 +235,11 @@ def _again(recipe: str, out: Path, key: Path | None, model: Path | None, given: 
     return " ".join([shlex.join(words), *hole])
 
 
-def _check(recipe: str, out: Path, model: Path | None, summary: Summary) -> str:
+def _check(recipe: str, out: Path, model: Path | None, beginning: Beginning, summary: Summary) -> str:
     """The command that verifies a proof."""
     seeded = summary.beacon is not None and summary.beacon.kind == "nonce"
     beacon = ["--beacon", summary.beacon.value] if seeded and summary.beacon else []
     released = ["--model", str(model)] if model else []
-    return shlex.join(["pol", "verify", str(out), "--recipe", recipe, *released, *beacon])
+    tolerant = ["--policy", "tolerance"] if summary.claims and summary.claims.rule == "tolerance" else []
+    demands = [*tolerant, *beginning.demands()]
+    return shlex.join(["pol", "verify", str(out), "--recipe", recipe, *demands, *released, *beacon])

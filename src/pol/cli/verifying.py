@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -14,7 +14,9 @@ from pol.cli.progress import progress
 from pol.errors import UsageError
 
 if TYPE_CHECKING:
-    from pol.proof.policy import Policy
+    from pol.proof.policy import Challenge, Policy
+
+S = TypeVar("S", bound="Policy | Challenge")
 
 EXIT_CODES = {"ACCEPT": 0, "REJECT": 1, "INCONCLUSIVE": 2}
 
@@ -33,6 +35,12 @@ def verify(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A constructor argument that you insist on; repeat for more."),
     ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy", "-p", metavar="NAME|FILE", help="What you demand (see `pol policy`); other options change it."
+        ),
+    ] = "exact",
     key: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,6 +65,22 @@ def verify(
         typer.Option(
             "--model", metavar="FILE", help="The released model (safetensors): must be the last state's weights."
         ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--start", metavar="FILE", help="The weights that you gave out, from which the run must start."),
+    ] = None,
+    openings: Annotated[
+        Path | None,
+        typer.Option("--openings", metavar="DIR", help="States that the prover took again (`pol regenerate`)."),
+    ] = None,
+    assurance: Annotated[
+        Literal["observed", "seed-declared", "self-seeded", "verifier-seeded"] | None,
+        typer.Option("--assurance", help="Lowest level that you accept.", show_default="self-seeded"),
+    ] = None,
+    order: Annotated[
+        Literal["derived", "permutation"] | None,
+        typer.Option("--order", help="Permutation: the claimant's own order of the data, too.", show_default="derived"),
     ] = None,
     strategy: Annotated[
         Literal["all", "top-q", "uniform", "size-weighted", "mix"] | None,
@@ -99,19 +123,34 @@ def verify(
     The code that runs is the recipe that you name, never code from the proof: by naming it you say that you have
     read it. In JSON the report has the form of docs/report.schema.json.
     """  # fmt: skip
-    from pol import verifier
+    from pol import keys, policies, verifier
+    from pol.digest import raw
     from pol.render import as_json as json_form
     from pol.render import terminal
 
     if recipe is None:
         raise UsageError(_recipe_missing(proof))
+    demanded = policies.load(policy)
+    given = {
+        "keys": tuple(map(keys.read_fingerprint, key or [])) or None,
+        "beacon": (value := output.hex32(beacon, "--beacon")) and value.hex(),
+        "genesis": genesis,
+        "max_steps": max_steps,
+        "constants": allow_constants,
+        "externals": tuple(allow_file or ()) or None,
+        "assurance": assurance,
+        "order": order,
+    }
+    for digest in [*(allow_file or []), *([genesis] if genesis else [])]:
+        raw(digest)
     draws = {"strategy": strategy, "uniform": uniform, "weighted": weighted, "top": top}
-    policy = _policy(key, beacon, genesis, draws, max_steps, allow_constants, allow_file)
+    demanded = _changed(demanded, {**given, "challenge": _changed(demanded.challenge, draws)})
     drawn, settings = output.hex32(nonce, "--nonce"), output.settings(set_)
     with progress() as tell:
         report = verifier.verify(
-            proof, recipe=recipe, policy=policy, nonce=drawn, model=model, settings=settings, progress=tell
-        )
+            proof, recipe=recipe, policy=demanded, nonce=drawn, model=model, start=start, openings=openings,
+            settings=settings, progress=tell,
+        )  # fmt: skip
     if as_json:
         output.show_json(json_form.report(report))
     else:
@@ -119,33 +158,11 @@ def verify(
     return EXIT_CODES[report.verdict]
 
 
-def _policy(
-    key: list[str] | None,
-    beacon: str | None,
-    genesis: str | None,
-    draws: Mapping[str, object],
-    max_steps: int | None,
-    constants: str | None,
-    files: list[str] | None,
-) -> Policy:
-    """The default policy, with what was given on the command line."""
+def _changed(struct: S, given: Mapping[str, object]) -> S:
+    """A policy, or its challenge, with what was given on the command line."""
     import msgspec
 
-    from pol import digest, keys
-    from pol.proof.policy import EXACT
-
-    for allowed in [*(files or []), *([genesis] if genesis else [])]:
-        digest.raw(allowed)
-    given = {
-        "keys": tuple(map(keys.read_fingerprint, key or [])) or None,
-        "beacon": (value := output.hex32(beacon, "--beacon")) and value.hex(),
-        "genesis": genesis,
-        "challenge": msgspec.structs.replace(EXACT.challenge, **{k: v for k, v in draws.items() if v is not None}),
-        "max_steps": max_steps,
-        "constants": constants,
-        "externals": tuple(files or ()) or None,
-    }
-    return msgspec.structs.replace(EXACT, **{name: value for name, value in given.items() if value is not None})
+    return msgspec.structs.replace(struct, **{name: value for name, value in given.items() if value is not None})
 
 
 def _recipe_missing(proof: Path) -> str:

@@ -77,8 +77,9 @@ class Limits(Struct, frozen=True):
     """Largest error of all parameters together, as a share of the calibrated reference distance; needs one."""
     refute: Size = 0.5
     """On a machine that does not give the recorded profile, an error beyond the limits counts against the prover only
-    from this share of the move of all parameters on; below it the verdict is INCONCLUSIVE. Other kernels gave at most
-    0.02 at k = 10, forgeries without training 0.7 and more (measured baseline, C; attack study, section 1)."""
+    from this share of the move of all parameters on, and only if rounding, measured here, explains less than a tenth of
+    it; else the verdict is INCONCLUSIVE. Other kernels gave at most 0.02 at k = 10, forgeries without training 0.7 and
+    more (measured baseline, C; attack study, section 1)."""
 
 
 class Bounds(Struct, frozen=True):

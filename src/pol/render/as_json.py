@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from pol.proof.policy import Policy
 from pol.proof.report import Report
 from pol.proof.summary import Summary
 
@@ -18,6 +19,12 @@ def report(result: Report) -> dict[str, Any]:
 def summary(result: Summary, claimant: str | None) -> dict[str, Any]:
     """What a proof says, and the fingerprint of its claimant."""
     return {**msgspec.to_builtins(result), "claimant": claimant, "final_loss": result.final_loss}
+
+
+def policy(result: Policy) -> dict[str, Any]:
+    """A policy, every field of it."""
+    found: dict[str, Any] = msgspec.to_builtins(result)
+    return found
 
 
 def encode(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pol.distance import ratio
+from pol.profile import Profile
 from pol.proof.calibration import Calibration, Metrics, reference_of
+from pol.proof.noise import (
+    DRIFT,
+    FORGERY,
+    LOSS,
+    MARGIN,
+    OF_REFERENCE,
+    UNSEEN,
+    Noise,
+    Recommended,
+    changed,
+    refusals,
+    worst,
+)
 from pol.render.terminal import exact
 from pol.render.text import clean, plural
 
@@ -26,9 +42,22 @@ def as_json(found: Calibration, digest: str, fingerprint: str, path: str) -> dic
         "reference": reference_of(found),
         **{
             name: msgspec.to_builtins(getattr(found, name))
-            for name in ("runs", "pairs", "steps", "parameters", "state")
+            for name in ("runs", "pairs", "steps", "parameters", "state", "noise")
         },
+        "limits": None if found.noise is None or found.noise.limits is None else limits_of(found.noise.limits),
+        "refused": refused(found),
     }
+
+
+def limits_of(found: Recommended) -> dict[str, float]:
+    """The fields of a policy's ``limits``; those that say what a policy says anyway are left out."""
+    numbers = {name: float(getattr(found, name)) for name in ("relative", "absolute", "floor", "loss")}
+    return {name: number for name, number in numbers.items() if name != "loss" or number != LOSS}
+
+
+def refused(found: Calibration) -> list[str]:
+    """Why no limits are recommended; empty if they are, or if noise was not measured."""
+    return [] if found.noise is None else refusals(found.noise, float(found.parameters.l2.mean))
 
 
 def calibrated(console: Console, found: Calibration, digest: str, fingerprint: str, path: Path) -> None:
@@ -51,9 +80,96 @@ def calibrated(console: Console, found: Calibration, digest: str, fingerprint: s
     console.print()
     console.print("The same recipe, trained again from another seed, ends this far away. For a policy (TOML):")
     console.print()
-    console.print("[reference]")
-    for name, value in reference_of(found).items():
-        console.print(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value!r}", soft_wrap=True)
+    _table(console, "reference", reference_of(found))
+    if found.noise is not None:
+        console.print()
+        _noise(console, found, found.noise)
+
+
+def _table(
+    console: Console, title: str, fields: Mapping[str, str | float], comments: Mapping[str, str] | None = None
+) -> None:
+    console.print(f"[{title}]")
+    for name, value in fields.items():
+        comment = f"  # {comments[name]}" if comments and name in comments else ""
+        text = f'"{value}"' if isinstance(value, str) else repr(value)
+        console.print(f"{name} = {text}{comment}", soft_wrap=True)
+
+
+def _noise(console: Console, found: Calibration, noise: Noise) -> None:
+    """What replays on other platforms were off by, how much room that leaves, and the limits in it."""
+    count = len(noise.intervals)
+    console.print(
+        f"Honest noise: {count} of {plural(noise.total, 'interval')} of {plural(noise.every, 'step')}, taken again with"
+    )
+    console.print()
+    _perturbed(console, found.profile, noise)
+    console.print()
+    _gap(console, noise, float(found.parameters.l2.mean))
+    console.print()
+    if noise.limits is None:
+        console.print(Text("No limits are recommended.", "bold yellow"))
+        for reason in refused(found):
+            console.print(Text(clean(f"- {reason}.")))
+        return
+    if noise.limits.source == "preset":
+        what = "all intervals end in equal bits" if _all_equal(noise) else "no error is beyond rounding"
+        console.print(f"On this machine {what}, so it shows no limits. These are those of the preset tolerance:")
+    else:
+        console.print(f"There is room for limits: {MARGIN:g} times the worst that was seen. For a policy (TOML):")
+    console.print()
+    reasons = {} if noise.limits.source == "preset" else _sources(noise)
+    _table(console, "limits", limits_of(noise.limits), reasons)
+
+
+def _sources(noise: Noise) -> dict[str, str]:
+    """Where the recommended numbers come from."""
+    seen = {name: worst(noise, name) for name in ("relative", "absolute", "loss")}
+    words = {name: f"{MARGIN:g} times {number:.1e}" for name, number in seen.items()}
+    if MARGIN * seen["relative"] < UNSEEN[0]:
+        words["relative"] = f"the least that is recommended; {words['relative']} is smaller"
+    return words
+
+
+def _all_equal(noise: Noise) -> bool:
+    return all(one.equal == len(noise.intervals) for one in noise.perturbed)
+
+
+def _perturbed(console: Console, profile: Profile, noise: Noise) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("platform", "equal", "median", "worst", "worst tensor", "per element"):
+        table.add_column(title, justify="left" if title == "platform" else "right")
+    for one in noise.perturbed:
+        name = changed(profile, one.profile)
+        if one.equal == len(noise.intervals):
+            table.add_row(name, "all", "no difference")
+            continue
+        numbers = (_short(float(text)) for text in (one.median, one.worst, one.relative, one.absolute))
+        table.add_row(name, f"{one.equal}", *numbers)
+    console.print(table)
+
+
+def _gap(console: Console, noise: Noise, reference: float) -> None:
+    """Noise times the margin beside what it has to stay below."""
+    error = MARGIN * worst(noise, "error")
+    share = MARGIN * max(worst(noise, "worst"), worst(noise, "relative"))
+    rows = (
+        (f"{MARGIN:g} times the worst, as a share of the move of its interval", share, f"below {FORGERY:g}"),
+        ("  as a share of the mean move of an interval", ratio(error, float(noise.move)), "below 1"),
+        ("  as a share of d_ref", ratio(error, reference), f"below {OF_REFERENCE:g}"),
+        ("all limits together, as a share of the way of the run", float(noise.drift), f"at most {DRIFT:g}"),
+    )
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for name, found, allowed in rows:
+        table.add_row(name, _short(found), allowed)
+    console.print(table)
+
+
+def _short(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
 
 
 def _numbers(metrics: Metrics, name: str, *parts: str) -> list[str]:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from pol.distance import ratio
 from pol.proof.challenge import Draws
-from pol.proof.report import IntervalResult, Report, Status, Step, Verdict
+from pol.proof.report import Deviation, IntervalResult, Report, Status, Step, Verdict
 from pol.render.text import clean, duration, plural, shorten
 
 COLOURS = {Verdict.ACCEPT: "green", Verdict.REJECT: "red", Verdict.INCONCLUSIVE: "yellow"}
 STYLES: dict[Status, str] = {"passed": "green", "failed": "red", "unable": "yellow", "not run": "dim"}
 MAX_LISTED = 5
 """Failed intervals that are written out; the strip shows where the others are."""
+
+LEVELS = {
+    "verifier-seeded": "your nonce decided all randomness",
+    "self-seeded": "the run's own seed decided all randomness",
+    "seed-declared": "the claimant chose the seed of the first weights",
+    "observed": "the claimant chose first weights or order, which were only tested",
+    "broken": "known forgeries pass this procedure: it shows nothing",
+    "none": "not accepted",
+}
+"""Assurance levels in words."""
 
 LABEL = 12
 
@@ -27,8 +40,10 @@ def report(console: Console, result: Report) -> None:
     if result.draws is not None:
         field(console, "Intervals", _intervals(result.intervals, result.draws, console.width - LABEL))
         field(console, "Draws", Text(_draws(result.draws)))
+    if tolerance := _tolerance(result):
+        field(console, "Tolerance", Text("\n".join(tolerance)))
     field(console, "Confidence", Text(clean(result.confidence)))
-    field(console, "Assurance", bullets([f"level: {result.assurance.level}", *result.assurance.statements]))
+    field(console, "Assurance", bullets([_level(result), *result.assurance.statements]))
     field(console, "Not shown", bullets(result.not_shown))
     console.print()
     exact(console, "claimant", result.claimant)
@@ -42,8 +57,12 @@ def report(console: Console, result: Report) -> None:
 
 def verdict_line(result: Report) -> Text:
     """The verdict in colour, and one sentence why."""
+    if result.verdict is Verdict.ACCEPT and result.assurance.level == "broken":
+        why = f"Every check of {clean(result.procedure)} passed, but so do known forgeries: this shows nothing."
+        return Text.assemble((f" {result.verdict} (broken procedure) ", "bold reverse yellow"), "  ", why)
+    agrees = "within the limits" if result.rule == "tolerance" else "bit for bit"
     why = {
-        Verdict.ACCEPT: f"Every check passed: {_taken_again(result)}, bit for bit.",
+        Verdict.ACCEPT: f"Every check passed: {_taken_again(result)}, {agrees}.",
         Verdict.REJECT: clean(result.reason()),
         Verdict.INCONCLUSIVE: "Neither shown nor refuted. " + clean(result.reason()),
     }[result.verdict]
@@ -86,6 +105,8 @@ def _intervals(results: list[IntervalResult], draws: Draws, width: int) -> Text:
     bad = [r for r in results if r.status != "passed"]
     for r in bad[:MAX_LISTED]:
         text.append(f"\ninterval {r.index} (steps {r.start}–{r.stop}): {clean(r.detail)}", STYLES[r.status])
+        if r.deviation is not None and r.deviation.tensor not in r.detail:
+            text.append(f"\n  {_share(r.deviation)}", "dim")
     if len(bad) > MAX_LISTED:
         text.append(f"\nand {len(bad) - MAX_LISTED} more", "dim")
     return text
@@ -101,6 +122,39 @@ def _strip(results: list[IntervalResult], total: int, width: int) -> Text:
         before = worst[cell]
         worst[cell] = r.status if before is None else min(before, r.status, key=order.index)
     return Text.assemble(*(("■", STYLES[status]) if status else ("·", "dim") for status in worst))
+
+
+def _level(result: Report) -> str:
+    return f"level: {result.assurance.level} ({LEVELS[result.assurance.level]})"
+
+
+def _tolerance(result: Report) -> list[str]:
+    """How near the replays came to the limits of rule tolerance, and what these leave to a forger."""
+    lines = []
+    measured = [(r, r.deviation) for r in result.intervals if r.deviation is not None and r.deviation.tensor]
+    if measured:
+        nearest, deviation = max(measured, key=lambda pair: _of_limit(pair[1]))
+        lines.append(f"{_share(deviation)}, interval {nearest.index}")
+    elif result.intervals and result.rule == "tolerance":
+        lines.append("every tensor that was compared is equal, bit for bit")
+    if (drift := result.drift) is not None:
+        lines.append(
+            f"drift: all limits together leave {ratio(drift.bound, drift.distance):.2%} of the way from the first to "
+            f"the last parameters (allowed: {drift.budget:.2%})"
+        )
+    return lines
+
+
+def _share(deviation: Deviation) -> str:
+    """The error of a tensor beside its limit."""
+    share, error, limit = _of_limit(deviation), f"{deviation.error:.2g}", f"{deviation.limit:.2g}"
+    where = "nearest to its limit" if share <= 1 else "farthest beyond its limit"
+    return f"{where}: {clean(deviation.tensor)}, error {error} of {limit} ({share:.0%})"
+
+
+def _of_limit(deviation: Deviation) -> float:
+    share = ratio(deviation.error, deviation.limit)
+    return math.inf if math.isnan(share) else share
 
 
 def _draws(draws: Draws) -> str:

@@ -139,7 +139,7 @@ def hyperparameters(case: Case) -> Checks:
                     f"lr times weight_decay is {rate * decay} {where}, the policy allows {bounds.rate_times_decay}"
                 )
     moving = sorted(dynamic & set(MOMENTA)) if bounds.momentum is not None else []
-    beside = f"; {' and '.join(moving)}, which a schedule may change, are for the recipe to say" if moving else ""
+    beside = f"; {' and '.join(moving)} may change during the run: read the recipe for that" if moving else ""
     yield passed(
         "hyperparameters",
         f"{len(groups)} parameter groups, {spec.steps} steps and k = {spec.every} are within bounds{beside}",

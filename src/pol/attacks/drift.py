@@ -1,0 +1,119 @@
+"""Every step is taken, and every state then moved as far as limits are known to allow: towards the stolen weights.
+
+A forger reads the verifier's policy as anyone does. Rule exact leaves nothing to move.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from pol.attacks.attack import Attack
+from pol.attacks.forger import Forger
+from pol.attacks.interpolation import between
+from pol.attacks.workshop import Workshop
+from pol.proof.genesis import boundaries
+from pol.replay.state import State
+
+RELATIVE, ABSOLUTE = 1e-3, 3e-5
+"""Limits of the preset policy ``tolerance``."""
+
+SHARE = 0.95
+"""How much of a limit is used."""
+
+LOOSE = 1e-2
+"""A limit of 1 % of each move, which sounds strict."""
+
+TINY = 1e-5
+"""A learning rate at which the steps of a whole run do not show."""
+
+HUGE_DECAY = {"lr": 1e-6, "weight_decay": 2e6, "momentum": 0.0}
+"""lr * weight_decay = 2: every honest step turns the weights over, whatever the gradient."""
+
+TURNS = 134
+"""Steps at least; so many limits of 1 % of so large moves carry weights all the way (attack study, A19: 78)."""
+
+Move = Callable[[str, int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def steered(workshop: Workshop, forger: Forger, move: Move) -> None:
+    """Take the steps of each interval, and go on from an end state with other parameters.
+
+    ``move`` gives them, from the key, the step, and the values at the start and the honest end of the interval.
+    """
+    for before, after in pairwise(boundaries(forger.genesis.spec)):
+        workshop.train(forger, before, after)
+        start, end = forger.states[before].tensors, forger.states[after].tensors
+        moved = {k: move(k, after, start[k], t) for k, t in end.items() if k.startswith("parameter/")}
+        forger.states[after] = State({**end, **moved})
+
+
+def _towards(end: torch.Tensor, aim: torch.Tensor, most: float) -> torch.Tensor:
+    """``end``, moved towards ``aim`` by at most ``most``."""
+    way = aim.double() - end.double()
+    length = float(way.norm())
+    return aim.clone() if length <= most else (end.double() + way * (most / length)).to(end.dtype)
+
+
+def _around(end: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
+    """A nearer aim, where ``aim`` lies beyond zero: near zero, moves are small, and so is what limits leave of them."""
+    wide, far = end.double(), aim.double()
+    along = float((wide * far).sum())
+    return aim if along >= 0 else (wide + far - wide * (along / float(wide.square().sum()))).to(end.dtype)
+
+
+def drifting(workshop: Workshop, out: Path) -> None:
+    """An honest run, drawn to the stolen weights within both limits at every boundary (attack study, A18)."""
+    forger, stolen = workshop.begin(), workshop.stolen().tensors
+
+    def move(key: str, _: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        honest = float((end.double() - start.double()).norm())
+        return _towards(end, stolen[key], SHARE * min(RELATIVE * honest, ABSOLUTE * math.sqrt(end.numel())))
+
+    steered(workshop, forger, move)
+    forger.seal(out, workshop.key)
+
+
+def tiny_rate(workshop: Workshop, out: Path) -> None:
+    """A registered learning rate so small that steps do not show, and a straight line to the stolen weights (A4)."""
+    workshop.configured(workshop.open(), "lr")
+    forger, stolen = workshop.begin(settings={"lr": TINY}), workshop.stolen().tensors
+    first = forger.states[0].tensors
+
+    def move(key: str, step: int, _: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        return between(first[key], stolen[key], step / forger.steps)
+
+    steered(workshop, forger, move)
+    forger.seal(out, workshop.key)
+
+
+def huge_decay(workshop: Workshop, out: Path) -> None:
+    """Registered weight decay that turns the weights over at every step: 1 % of that goes anywhere (A19)."""
+    target = workshop.open()
+    for name in HUGE_DECAY:
+        workshop.configured(target, name)
+    settings, stolen = dict(HUGE_DECAY), workshop.stolen().tensors
+    if "num_epochs" in target.genesis.recipe.configuration:
+        declaration = target.genesis.spec.declaration
+        per_epoch = declaration.steps_per_epoch(target.genesis.spec.batches_per_step)
+        settings["num_epochs"] = max(declaration.epochs, -(-TURNS // per_epoch))
+    forger = workshop.begin(settings=settings, every=1)
+
+    def move(key: str, step: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        sign = -1 if (forger.steps - step) % 2 else 1  # so that the last step turns them the right way
+        most = SHARE * LOOSE * float((end.double() - start.double()).norm())
+        return _towards(end, _around(end, sign * stolen[key]), most)
+
+    steered(workshop, forger, move)
+    forger.seal(out, workshop.key)
+
+
+ATTACKS = (
+    Attack("drifting", "a true run drawn to stolen weights within the limits of tolerance", "thief", drifting),
+    Attack("tiny-rate", "a registered rate of almost 0 and a straight line to stolen weights", "thief", tiny_rate),
+    Attack("huge-decay", "registered weight decay that makes every move, and 1 % of it, huge", "thief", huge_decay),
+)

@@ -1,0 +1,33 @@
+"""Intervals of another length than they should have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from pol.attacks.attack import Attack
+from pol.attacks.workshop import Workshop
+
+
+def long_interval(workshop: Workshop, out: Path) -> None:
+    """One interval from a fresh start to the stolen weights: over so many steps a tolerance would have to be wide."""
+    steps = workshop.open().steps
+    forger = workshop.begin(every=steps)
+    workshop.train(forger)
+    forger.states[steps] = workshop.stolen()
+    forger.seal(out, workshop.key)
+
+
+def other_length(workshop: Workshop, out: Path) -> None:
+    """An honest log whose spec names shorter intervals."""
+    forger = workshop.open()
+    spec = msgspec.structs.replace(forger.genesis.spec, every=max(1, forger.genesis.spec.every - 1))
+    forger.genesis = msgspec.structs.replace(forger.genesis, spec=spec)
+    forger.seal(out, workshop.key)
+
+
+ATTACKS = (
+    Attack("long-interval", "one interval from a fresh start to stolen weights", "thief", long_interval),
+    Attack("other-length", "intervals of another length than the spec names", "prover", other_length),
+)

@@ -1,0 +1,44 @@
+"""``pol policy``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from pol.cli import output
+from pol.cli.output import Json
+
+
+def policy(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="A preset, or a TOML file.", show_default="all presets")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """List the presets, or check one policy and print it in full, defaults included, with its digest.
+
+    What is printed is a policy file again: a beginning for your own (docs/policies.md).
+    """
+    from pol import policies
+    from pol.proof.policy import policy_digest
+    from pol.render import as_json as json_form
+    from pol.render import policy as rendered
+
+    if name is None:
+        presets = [
+            {"name": preset, "about": policies.about(preset), "digest": policy_digest(policies.load(preset))}
+            for preset in policies.PRESETS
+        ]
+        if as_json:
+            output.show_json({"presets": presets})
+        else:
+            output.show(lambda console: rendered.presets(console, presets))
+        return 0
+    found = policies.load(name)
+    digest = policy_digest(found)
+    if as_json:
+        output.show_json({"policy": json_form.policy(found), "digest": digest})
+    else:
+        output.write(f"# {digest}\n{policies.dump(found)}")
+    return 0

@@ -1,0 +1,107 @@
+"""How far rounding alone carries an interval, measured here: its steps are taken again from a state one rounding off.
+
+Where a machine does not give the recorded profile, an error may be the machine's. How large that can be depends on the
+training: normalisation multiplies rounding by hundreds in ten steps, and an optimizer that divides gradients by their
+size takes full steps where rounding points if there is nothing else. So no fixed share of the move tells such a run
+from a forgery; two replays on one machine do.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from pol import seeds
+from pol.auditor import Auditor
+from pol.checkpoint import Checkpoint
+from pol.distance import Accumulator, ratio, within
+from pol.errors import PolError
+from pol.messages import Finished, Segment
+from pol.proof.genesis import registered
+from pol.store import ORDER, checkpoint_path
+from pol.values import CHUNK, decode, floats
+from pol.verifier.case import Case
+from pol.verifier.replayed import segments
+
+SIZE = {"F64": 2.0**-49, "F32": 2.0**-20}
+"""By how much of itself each parameter is moved: sixteen times half a unit in the last place. Other kernels differ by
+that much after one step (measured baseline, C: 3e-7 to 3e-6 of the norm)."""
+
+REPEATS = 5
+"""Replays from states that are off in different directions. Where a value decides between two ways (the largest of two
+that are nearly equal), each of them takes the other way about every second time; all five miss it once in 32."""
+
+MARGIN = 10.0
+"""An error is beyond rounding from this multiple of the largest that rounding gave here."""
+
+
+def beyond(case: Case, auditor: Auditor, start: int, replayed: Path, error: float, folder: Path) -> bool:
+    """Whether an error is more than rounding can explain; False where that could not be measured.
+
+    Args:
+        case: The verification.
+        auditor: Who takes the steps again.
+        start: Step before which the interval starts.
+        replayed: The end state of its replay here.
+        error: Error of all parameters together, as a share of the replayed move.
+        folder: Empty, for states.
+    """
+    segment = next(segment for segment in segments(case) if segment.start == start)
+    origin = Path(segment.checkpoint) if segment.checkpoint else case.store.path / checkpoint_path(start)
+    nudged = folder / "nudged.safetensors"
+    moved = msgspec.structs.replace(segment, checkpoint=str(nudged))
+    for repeat in range(REPEATS):
+        shutil.copyfile(origin, nudged)
+        _nudge(nudged, repeat)
+        try:
+            if not _replay(case, auditor, moved, folder):
+                return False
+            states = [Checkpoint.at(path) for path in (origin, replayed, nudged, folder / replayed.name)]
+            noise = _difference_of_moves(*states)
+        except PolError:  # of the replay here, and so nothing about the proof
+            return False
+        if not within(MARGIN * noise, error):
+            return False
+    return True
+
+
+def _replay(case: Case, auditor: Auditor, segment: Segment, folder: Path) -> bool:
+    genesis = case.genesis
+    events = auditor.replay(
+        genesis.profile, genesis.recipe.configuration, case.seed, registered(genesis, case.r), [segment],
+        seeds.salt_key(case.r), declared=genesis.randomness.declared_seed,
+        order=case.store.path / ORDER if genesis.randomness.order == "observed" else None, save=folder,
+    )  # fmt: skip
+    return any(isinstance(event, Finished) for event in list(events))
+
+
+def _nudge(path: Path, repeat: int) -> None:
+    """Move each parameter in a file up or down by a rounding."""
+    draw = np.random.default_rng(repeat)
+    for slot in Checkpoint.at(path).entries.values():
+        if slot.entry.kind != "parameter" or slot.entry.dtype not in SIZE:
+            continue
+        with path.open("r+b") as file:
+            for begin in range(slot.begin, slot.end, CHUNK):
+                file.seek(begin)
+                values = decode(file.read(min(CHUNK, slot.end - begin)), slot.entry.dtype)
+                signs = draw.integers(2, size=values.size) * 2 - 1
+                file.seek(begin)
+                with np.errstate(over="ignore"):  # what becomes infinite stops the replay
+                    nudged = (floats(values) * (1 + SIZE[slot.entry.dtype] * signs)).astype(values.dtype)
+                file.write(nudged.tobytes())
+
+
+def _difference_of_moves(start: Checkpoint, end: Checkpoint, nudged: Checkpoint, nudged_end: Checkpoint) -> float:
+    """How differently the parameters moved from two starts, as a share of the first move."""
+    differs, moved = Accumulator(), Accumulator()
+    for key, slot in start.entries.items():
+        if slot.entry.kind != "parameter" or slot.entry.dtype not in SIZE:
+            continue
+        for a, b, c, d in zip(*(state.chunks(key) for state in (start, end, nudged, nudged_end)), strict=True):
+            differs.add(floats(b) - floats(a), floats(d) - floats(c))
+            moved.add(b, a)
+    return ratio(differs.result().l2, moved.result().l2)
