@@ -9,6 +9,7 @@ import pol
 from factory import EVERY, NONCE, RECIPE, check, factory, known_key, same_every_time
 from pol.attacks.forger import Forger
 from pol.auditor import LocalAuditor
+from pol.cli import main
 from pol.errors import UsageError
 from pol.profile import Profile
 from pol.proof.genesis import Parent, Randomness
@@ -193,3 +194,46 @@ def test_a_stopped_recording_of_a_child_goes_on(tmp_path):
         record(RECIPE, tmp_path / "p", **COMMON, parent=run("another"), resume=True)
     record(RECIPE, tmp_path / "p", **COMMON, parent=root(), resume=True)
     assert judged(tmp_path / "p", root()).verdict is Verdict.ACCEPT
+
+
+# -- from the command line --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    class Here(InProcess):
+        def __init__(self, profile=None, *, isolated=False):
+            del profile, isolated
+
+        def close(self):
+            """Nothing to end."""
+
+    monkeypatch.setattr("pol.prover.LocalProcess", Here)
+    monkeypatch.setattr("pol.auditor.LocalProcess", Here)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_fine_tuning_from_the_command_line(call, tmp_path):
+    child = tmp_path / "child"
+    code, out, _ = call(
+        "record", RECIPE, "--out", child, "--every", EVERY, "--threads", 1, "--parent", root(), "--set", "lr=0.01"
+    )
+    assert code == 0
+    assert f"--parent {root()}" in out  # the command that verifies it
+    asking = ("verify", child, "--recipe", RECIPE)
+    assert call(*asking, "--parent", root())[0] == 0
+    assert call(*asking, "--parent", root(), "--parent-recipe", RECIPE)[0] == 0
+    code, out, _ = call(*asking)
+    assert code == 2
+    assert "name it (--parent)" in out
+    code, _, err = call(*asking, "--parent-recipe", RECIPE)
+    assert code == 3
+    assert "1 --parent-recipe for 0 --parent" in err

@@ -24,6 +24,7 @@ class Beginning:
     start: Path | None
     start_kind: Literal["given", "observed"] | None
     order: Path | None
+    parent: Path | None = None
 
     def check(self) -> None:
         """Refuse options that contradict each other, before anything is written."""
@@ -41,7 +42,7 @@ class Beginning:
         """The options, as a recording that goes on needs them again."""
         given = {
             "--init-seed": self.init_seed, "--start": self.start, "--start-kind": self.start_kind,
-            "--order": self.order,
+            "--parent": self.parent, "--order": self.order,
         }  # fmt: skip
         return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
@@ -52,6 +53,7 @@ class Beginning:
         level = "observed" if observed else "seed-declared" if self.init_seed is not None else None
         words = ["--assurance", level] if level else []
         words += ["--order", "permutation"] if self.order else []
+        words += ["--parent", str(self.parent)] if self.parent else []
         return words + (["--start", str(self.start)] if kind == "given" else [])
 
 

@@ -106,6 +106,10 @@ def record(
         Literal["given", "observed"] | None,
         typer.Option("--start-kind", help="They were given out by your verifier, or come from elsewhere."),
     ] = None,
+    parent: Annotated[
+        Path | None,
+        typer.Option("--parent", metavar="PROOF", help="First weights: those of this complete proof (fine-tuning)."),
+    ] = None,
     order: Annotated[
         Path | None,
         typer.Option(
@@ -137,7 +141,7 @@ def record(
         raise UsageError(f"--model {model} is a folder: name a file in it")
     nonce = output.hex32(beacon, "--beacon")
     settings = output.settings(set_)
-    beginning = Beginning(init_seed, start, start_kind, order)
+    beginning = Beginning(init_seed, start, start_kind, order, parent)
     beginning.check()
     indices = None if order is None else read_order(order)
     claims = _registered(out) if resume else None
@@ -169,6 +173,7 @@ def record(
                 init_seed=init_seed,
                 start=start,
                 start_kind=start_kind or "observed",
+                parent=parent,
                 order=indices,
             )
         except KeyboardInterrupt:

@@ -70,6 +70,18 @@ def verify(
         Path | None,
         typer.Option("--start", metavar="FILE", help="The weights that you gave out, from which the run must start."),
     ] = None,
+    parent: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--parent", metavar="PROOF", help="The proof from whose weights this one starts; then that one's parent, …"
+        ),
+    ] = None,
+    parent_recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--parent-recipe", metavar="RECIPE", help="The recipe of each parent, if it is another one; in their order."
+        ),
+    ] = None,
     openings: Annotated[
         Path | None,
         typer.Option("--openings", metavar="DIR", help="States that the prover took again (`pol regenerate`)."),
@@ -130,6 +142,9 @@ def verify(
 
     if recipe is None:
         raise UsageError(_recipe_missing(proof))
+    parents, theirs = parent or [], list[str | None](parent_recipe or [])
+    if len(theirs) not in (0, len(parents)):
+        raise UsageError(f"{len(theirs)} --parent-recipe for {len(parents)} --parent: give one for each, or none")
     demanded = policies.load(policy)
     given = {
         "keys": tuple(map(keys.read_fingerprint, key or [])) or None,
@@ -149,7 +164,7 @@ def verify(
     with progress() as tell:
         report = verifier.verify(
             proof, recipe=recipe, policy=demanded, nonce=drawn, model=model, start=start, openings=openings,
-            settings=settings, progress=tell,
+            parents=list(zip(parents, theirs or [None] * len(parents), strict=True)), settings=settings, progress=tell,
         )  # fmt: skip
     if as_json:
         output.show_json(json_form.report(report))
