@@ -61,8 +61,14 @@ class Constant(pol.Recipe):
 
 
 def call(out, recipe=RECIPE, runs=2, every=5, **options):
-    options = {"key": KEY, "profile": Profile(threads=1), "executor": InProcess(), **options}
+    options = {"key": KEY, "profile": Profile(threads=1), "executor": InProcess(), "noise": False, **options}
     return calibrate(recipe, out, runs=runs, every=every, **options)
+
+
+@pytest.fixture(autouse=True)
+def states_between(monkeypatch):
+    """Runs of 14 steps keep states on the way, as those of thousands do."""
+    monkeypatch.setattr("pol.calibrator.trainer.BETWEEN", 5)
 
 
 @pytest.fixture(scope="module")
@@ -453,7 +459,8 @@ def command(monkeypatch, tmp_path, capsys):
 
 
 def test_calibrate_says_what_a_policy_takes_over(command, tmp_path):
-    code, out, err = command(RECIPE, "--out", "c.json", "--runs", "2", "--threads", "1", "--set", "lr=0.05")
+    words = ["--out", "c.json", "--runs", "2", "--threads", "1", "--set", "lr=0.05", "--runs-only"]
+    code, out, err = command(RECIPE, *words)
     assert (code, "Traceback" in err) == (0, False)
     made = read_calibration("c.json")
     assert made.fingerprint in out
@@ -466,7 +473,8 @@ def test_calibrate_says_what_a_policy_takes_over(command, tmp_path):
 
 def test_calibrate_as_json(command, tmp_path):
     KEY.save(tmp_path / "own.pem")
-    code, out, _ = command(RECIPE, "--out", "c.json", "-n", 2, "--threads", 1, "--key", tmp_path / "own.pem", "--json")
+    words = ["--out", "c.json", "-n", 2, "--threads", 1, "--key", tmp_path / "own.pem", "--json", "--runs-only"]
+    code, out, _ = command(RECIPE, *words)
     assert (code, out.count("\n")) == (0, 1)
     found, made = json.loads(out), read_calibration("c.json")
     assert (found["calibration"], found["digest"]) == ("c.json", made.digest)
@@ -479,12 +487,14 @@ def test_calibrate_as_json(command, tmp_path):
 def test_interrupted_it_prints_the_command_that_goes_on(command, monkeypatch):
     monkeypatch.setattr(Here, "stop", Stopped(5))
     words = [RECIPE, "--out", "c.json", "--runs", "2", "--every", "5", "--threads", "1", "--set", "lr=0.05"]
+    words.append("--runs-only")
     code, out, err = command(*words)
     assert (code, out) == (130, "")
     again = shlex.split(err.splitlines()[-1])
     assert again[:2] == ["pol", "calibrate"]
     on = Stopped()
     monkeypatch.setattr(Here, "stop", on)
+    assert "--runs-only" in again
     assert command(*again[2:])[0] == 0
     assert on.starts == [10]
     assert canonical.untag(read_calibration("c.json").calibration.recipe.configuration["lr"]) == 0.05

@@ -1,5 +1,8 @@
 """The calibrator: trains one recipe several times and measures how far apart independent runs end (d_ref).
 
+Of one run it takes intervals again on other platforms, too, which is honest noise, and recommends limits for rule
+``tolerance``, if there is room for any between that noise and a forgery.
+
 Each run is recorded like any other, under a fresh seed and a key that is thrown away, in a folder beside the result. So
 an interrupted calibration goes on where it was, and what a run ended in can be checked before it is compared.
 """
@@ -11,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pol import canonical
 from pol.calibrator.measure import measured
+from pol.calibrator.noise import NoiseMeter
 from pol.calibrator.trainer import Trainer
 from pol.digest import Digest
 from pol.errors import UsageError
@@ -37,8 +43,8 @@ __all__ = ["EVERY", "RUNS", "SignedCalibration", "calibrate", "read_calibration"
 RUNS = 3
 """Runs where none are asked for: the fewest whose pairs show any spread."""
 
-EVERY = 1000
-"""Steps between two states from which an interrupted run goes on."""
+EVERY = 10
+"""Steps of an interval where none are asked for: the most that the preset ``tolerance`` takes."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,12 @@ def calibrate(
     profile: Profile | None = None,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    noise: bool = True,
 ) -> SignedCalibration:
     """Train a recipe ``runs`` times from seeds of their own, and sign how far apart the final states are.
+
+    Then intervals of the first run are taken again on other platforms, which this machine gives by flags. What that is
+    off by is signed, too, with the limits that follow; or without, if noise and forgery cannot be told apart.
 
     The runs are in the folder ``<out>.runs`` until the file is written. When it was interrupted, the same call again
     keeps the finished runs and goes on with the unfinished one.
@@ -74,11 +84,12 @@ def calibrate(
         out: The file to write; new.
         key: Signs the calibration (a key, or its PEM file).
         runs: How many independent trainings, at least 2.
-        every: Steps between two states from which an interrupted run goes on; it changes no result.
+        every: k, the steps of an interval, as they will be in proofs: noise grows with it.
         settings: Constructor arguments, for a recipe given by reference.
         profile: Flags of the training processes; by default one thread per core.
         progress: Told how far it is.
         executor: Where to train; by default processes on this machine.
+        noise: Measure honest noise, too.
 
     Raises:
         UsageError: it cannot be measured as asked.
@@ -89,6 +100,8 @@ def calibrate(
         raise UsageError(
             f"runs={runs}: a distance between independent runs takes at least 2 of them (and at most {MAX_RUNS})"
         )
+    if every < 1:
+        raise UsageError(f"every={every}: an interval has at least one step")
     if not isinstance(key, SigningKey):
         key = SigningKey.load(Path(key))
     if isinstance(recipe, Recipe):
@@ -103,9 +116,13 @@ def calibrate(
         raise UsageError(f"{out}: there is no folder {out.parent}")
     tell = progress or (lambda *_: None)
     work = out.with_name(out.name + ".runs")
-    trainer = Trainer(recipe, settings, work, every, profile, executor)
+    trainer = Trainer(recipe, settings, work, every, profile, executor, noise)
     finished = [trainer.run(number, _counted(tell, number, runs)) for number in range(runs)]
     calibration = measured(finished, key, tell)
+    if noise:
+        meter = NoiseMeter(recipe, settings, finished[0], executor, tell)
+        found = meter.measure(float(calibration.parameters.l2.mean))
+        calibration = msgspec.structs.replace(calibration, noise=found)
     check_calibration(calibration, str(out))
     write_atomically(out, key.sign(canonical.encode(calibration), PAYLOAD_TYPE))
     shutil.rmtree(work)

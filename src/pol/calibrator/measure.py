@@ -60,6 +60,7 @@ def measured(runs: list[Run], key: SigningKey, tell: Progress) -> Calibration:
         parameters=_metrics([found.total for found in parameters]),
         state=_metrics([found.total for found in states]),
         tensors=_tensors(parameters),
+        noise=None,
     )
 
 

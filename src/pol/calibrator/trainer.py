@@ -24,19 +24,55 @@ from pol.store import ATTESTATION, CHECKPOINTS, GENESIS, ProofDirectory, checkpo
 
 T = TypeVar("T")
 
+BETWEEN = 1000
+"""Steps, about, between two states from which an interrupted run goes on: they cost a second look, and room."""
+
+FEWEST, MOST, PART = 8, 32, 8
+"""How many intervals are replayed for honest noise: one of ``PART``, since four replays of these are half a run; at
+least ``FEWEST``, of which half are the chaotic first ones; and at most ``MOST``, since their states take room."""
+
+
+def chosen(count: int) -> list[int]:
+    """Which of ``count`` intervals are replayed for honest noise: half of them the first, the others spread evenly.
+
+    Early training is the chaotic part (attack study, section 1).
+    """
+    size = min(count, MOST, max(FEWEST, count // PART))
+    first = leading(size)
+    rest = size - first
+    return [*range(first), *(first + (count - first) * place // rest - 1 for place in range(1, rest + 1))]
+
+
+def leading(size: int) -> int:
+    """How many of ``size`` chosen intervals are the first of the run."""
+    return size - size // 2
+
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: what it was, and its last state."""
+    """A finished run: what it was, its last state, and those around the intervals that are to be replayed."""
 
     folder: Path
     genesis: Genesis
     statement: Statement
+    chosen: list[int]
+    """Intervals to replay, by number."""
 
     @property
     def last(self) -> Checkpoint:
         """The state after the last step."""
-        return Checkpoint(ProofDirectory(self.folder), checkpoint_path(self.genesis.spec.steps))
+        return self.state(self.genesis.spec.steps)
+
+    def state(self, step: int) -> Checkpoint:
+        """The state after a step, one of ``steps``."""
+        return Checkpoint(ProofDirectory(self.folder), checkpoint_path(step))
+
+    @property
+    def steps(self) -> set[int]:
+        """The steps whose states are kept."""
+        spec = self.genesis.spec
+        ends = {min((index + after) * spec.every, spec.steps) for index in self.chosen for after in (0, 1)}
+        return {spec.steps, *ends, *((0,) if self.chosen else ())}
 
 
 class Trainer:
@@ -44,32 +80,37 @@ class Trainer:
 
     def __init__(
         self, reference: str, settings: dict[str, Any] | None, work: Path, every: int, profile: Profile | None,
-        executor: Executor | None,
+        executor: Executor | None, noise: bool,
     ) -> None:  # fmt: skip
         self._reference, self._settings, self._work, self._every = reference, settings, work, every
+        self._noise = noise
         self._wanted, self._executor = profile, executor
         self._key: SigningKey | None = None
 
     def run(self, number: int, progress: Progress) -> Run:
-        """A finished run, trained as far as it is not."""
-        folder = self._work / f"run-{number}"
+        """A finished run, trained as far as it is not. Of the first, noise is measured."""
+        folder, measured = self._work / f"run-{number}", self._noise and not number
+        keep = 1 if measured else max(1, BETWEEN // self._every)
         if (folder / GENESIS).exists():
             self._check_same(folder)
+            keep = _genesis(folder).spec.keep
         if not (folder / ATTESTATION).exists():
             record(
                 self._reference,
                 folder,
                 key=self._throwaway(),
                 every=self._every,
+                keep=keep,
                 resume=(folder / GENESIS).exists(),
                 settings=self._settings,
                 profile=self._profile(),
                 progress=progress,
                 executor=self._executor,
             )
-        found = _finished(folder)
+        found = _finished(folder, measured)
+        needed = {checkpoint_path(step) for step in found.steps}
         for file in (folder / CHECKPOINTS).iterdir():  # several trainings take room
-            if f"{CHECKPOINTS}/{file.name}" != checkpoint_path(found.genesis.spec.steps):
+            if f"{CHECKPOINTS}/{file.name}" not in needed:
                 file.unlink()
         return found
 
@@ -97,6 +138,8 @@ class Trainer:
             raise UsageError(f"{folder} is of the recipe {genesis.recipe.name}: {again}")
         if genesis.recipe.digest != recipe_digest(local_sources(self._reference)):
             raise UsageError(f"the recipe has changed since {folder} was begun: {again}")
+        if genesis.spec.every != self._every:
+            raise UsageError(f"{folder} was begun with every={genesis.spec.every}: {again}")
         for name, value in (self._settings or {}).items():
             if genesis.recipe.configuration.get(name) != canonical.tag(value, name):
                 raise UsageError(f"{folder} was begun with another {name}: {again}")
@@ -114,16 +157,20 @@ def _payload(folder: Path, name: str, kind: type[T], payload_type: str, limit: i
     return canonical.decode(envelope.payload_bytes(name), kind, what=name, limit=limit)
 
 
-def _finished(folder: Path) -> Run:
-    """A finished run, its last state compared with what was attested: a disk may fail between two calls."""
+def _finished(folder: Path, measured: bool) -> Run:
+    """A finished run, its states compared with what was attested: a disk may fail between two calls."""
     genesis = _genesis(folder)
     statement = _payload(folder, ATTESTATION, Statement, ATTESTATION_TYPE, MAX_ATTESTATION)
-    name = checkpoint_path(genesis.spec.steps)
+    run = Run(folder, genesis, statement, chosen(-(-genesis.spec.steps // genesis.spec.every)) if measured else [])
     attested = {subject.name: f"sha256:{subject.digest.sha256}" for subject in statement.subject}
-    try:
-        whole = ProofDirectory(folder).sha256(name) == attested.get(name)
-    except FormatError:
-        whole = False
-    if not whole:
-        raise IntegrityError(f"{folder / name} is not what the run ended in: remove {folder} to train it anew")
-    return Run(folder, genesis, statement)
+    for step in sorted(run.steps):
+        name = checkpoint_path(step)
+        try:
+            whole = ProofDirectory(folder).sha256(name) == attested.get(name)
+        except FormatError:
+            whole = False
+        if not whole:
+            at = "the run ended in" if step == genesis.spec.steps else f"the run held after {step} steps"
+            hint = " (it was trained to be compared only)" if measured and genesis.spec.keep > 1 else ""
+            raise IntegrityError(f"{folder / name} is not what {at}{hint}: remove {folder} to train it anew")
+    return run

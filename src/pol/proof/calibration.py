@@ -1,4 +1,4 @@
-"""A calibration: how far apart the final states of independent runs of one recipe lie (d_ref), signed.
+"""A calibration, signed: how far apart the final states of independent runs of a recipe lie (d_ref), and honest noise.
 
 An error of a replay means something only beside such a distance: far below it, the replay led to the same model;
 near it, to no more than another model of the same kind.
@@ -20,6 +20,7 @@ from pol.interval import FloatText
 from pol.merkle import Root
 from pol.profile import Platform, Profile
 from pol.proof.envelope import Envelope, parse_envelope
+from pol.proof.noise import Noise, check_noise
 
 PAYLOAD_TYPE = "application/vnd.proof-of-learning.calibration.v1+json"
 
@@ -93,6 +94,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Distances over all floating-point entries of the state, buffers and optimizer moments among them."""
     tensors: dict[Name, TensorSpread]
     """Euclidean distances by parameter."""
+    noise: Noise | None
+    """None: not measured."""
 
 
 def calibration_digest(calibration: Calibration) -> Digest:
@@ -149,6 +152,8 @@ def check_calibration(calibration: Calibration, what: str) -> None:
         found = _number(tensor.mean, f"{where}: mean"), _number(tensor.min, f"{where}: min")
         if not (found[1] <= found[0] and _at_most(found[0], mean) and _at_most(found[1], least)):
             raise FormatError(f"{where}: further apart than all parameters together, or a mean below the least")
+    if calibration.noise is not None:
+        check_noise(calibration.noise, calibration.profile, calibration.steps, mean, f"{what}: noise")
 
 
 def _checked(metrics: Metrics, where: str) -> dict[str, tuple[float, float, float]]:

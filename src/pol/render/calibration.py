@@ -24,6 +24,7 @@ from pol.proof.noise import (
     Noise,
     Recommended,
     changed,
+    instead,
     refusals,
     worst,
 )
@@ -46,6 +47,7 @@ def as_json(found: Calibration, digest: str, fingerprint: str, path: str) -> dic
         },
         "limits": None if found.noise is None or found.noise.limits is None else limits_of(found.noise.limits),
         "refused": refused(found),
+        "instead": instead(found.noise) if found.noise is not None and refused(found) else None,
     }
 
 
@@ -111,6 +113,7 @@ def _noise(console: Console, found: Calibration, noise: Noise) -> None:
         console.print(Text("No limits are recommended.", "bold yellow"))
         for reason in refused(found):
             console.print(Text(clean(f"- {reason}.")))
+        console.print(f"What helps: {instead(noise)}.")
         return
     if noise.limits.source == "preset":
         what = "all intervals end in equal bits" if _all_equal(noise) else "no error is beyond rounding"
