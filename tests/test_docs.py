@@ -317,3 +317,12 @@ def test_messages_are_those_of_the_code():
 def test_nothing_is_left_to_fill_in():
     for page in PAGES:
         assert not re.search(r"@@|TODO|FIXME|XXX", page.read_text()), page
+
+
+@pytest.mark.parametrize("verdict", ["ACCEPT", "REJECT", "INCONCLUSIVE", "ACCEPT, by policy `paper-2021`"])
+def test_each_verdict_is_explained_in_three_sentences(verdict):
+    (paragraph,) = (
+        part for part in (ROOT / "docs" / "verdicts.md").read_text().split("\n\n") if part.startswith(f"**{verdict}.**")
+    )
+    text = paragraph.removeprefix(f"**{verdict}.**").strip().replace("\n", " ")
+    assert len(re.findall(r"[.?!](?: |$)", text)) == 3, text
