@@ -1,5 +1,6 @@
 """A chain of trust: a run that starts from the weights of another proof, at any depth, and what breaks it."""
 
+import re
 import shutil
 
 import msgspec
@@ -13,10 +14,11 @@ from pol.cli import main
 from pol.errors import UsageError
 from pol.profile import Profile
 from pol.proof.genesis import Parent, Randomness
-from pol.proof.policy import EXACT, Challenge, Policy
+from pol.proof.policy import EXACT, Challenge, Limits, Policy
 from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.inprocess import InProcess
+from pol.responder import regenerate
 
 COMMON = {"key": known_key(1), "every": EVERY, "profile": Profile(threads=1), "executor": InProcess()}
 
@@ -237,3 +239,47 @@ def test_fine_tuning_from_the_command_line(call, tmp_path):
     code, _, err = call(*asking, "--parent-recipe", RECIPE)
     assert code == 3
     assert "1 --parent-recipe for 0 --parent" in err
+
+
+# -- what a verifier says of the child alone --------------------------------------------------------------------------
+
+
+def test_settings_are_those_of_the_child():
+    with LocalAuditor(RECIPE, {"lr": 0.01}, executor=InProcess()) as auditor:
+        report = pol.verify(child(), auditor=auditor, parents=[(root(), None)])
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+    with LocalAuditor(RECIPE, {"lr": 0.1}, executor=InProcess()) as auditor:
+        report = pol.verify(child(), auditor=auditor, parents=[(root(), None)])
+    says(report, Verdict.REJECT, 4, "the run was registered with lr=0.01, you expect 0.1")
+
+
+def test_a_nonce_for_the_child_does_not_make_the_chain_verifier_seeded(tmp_path):
+    beacon = bytes(range(32))
+    begun = record(RECIPE, tmp_path / "p", **COMMON, parent=root(), until_genesis=True)
+    record(RECIPE, tmp_path / "p", **COMMON, parent=root(), resume=True, beacon=beacon)
+    told = {"beacon": beacon.hex(), "genesis": begun.genesis}
+    report = judged(tmp_path / "p", root(), policy=Policy(**told))
+    assert (report.verdict, report.assurance.level) == (Verdict.ACCEPT, "self-seeded")
+    report = judged(tmp_path / "p", root(), policy=Policy(**told, assurance="verifier-seeded"))
+    says(report, Verdict.INCONCLUSIVE, None, "with its parent the run reaches level 'self-seeded'")
+
+
+def test_states_of_a_parent_are_opened_in_a_folder_of_their_own(tmp_path):
+    """Under rule tolerance with states that are not kept, parent and child each need some."""
+    tolerant = {"rule": "tolerance", "keep": 2}
+    parent = run("seldom", **tolerant)
+    seldom = run("seldom-child", parent=parent, **tolerant)
+    policy = Policy(name="t", rule="tolerance", limits=Limits(relative=1e-3, absolute=1e-4))
+    openings = tmp_path / "DIR"
+    openings.mkdir()
+    for _ in range(2):  # first the parent's are asked for, then the child's
+        asked = judged(seldom, parent, policy=policy, openings=openings)
+        assert asked.verdict is Verdict.INCONCLUSIVE
+        name, steps, folder = re.search(r"pol regenerate (\S+) … --steps (\S+) --out (\S+)\)", asked.reason()).groups()
+        assert f"--nonce {NONCE.hex()}" in asked.reason()
+        with LocalAuditor(RECIPE, executor=InProcess()) as auditor:
+            wanted = [int(step) for step in steps.split(",")]
+            regenerate(factory().folder / name, tmp_path / folder, recipe=RECIPE, steps=wanted, auditor=auditor)
+    report = judged(seldom, parent, policy=policy, openings=openings)
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+    assert (openings / "parent" / "checkpoints").is_dir()

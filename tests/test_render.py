@@ -21,6 +21,13 @@ from pol.render import as_json, demo, terminal
 from pol.render.text import clean, duration, plural, shorten, size, spark
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "report.schema.json").read_text())
+METRIC = {"l1": 3e-6, "l2": 2e-6, "linf": 1e-6, "cos": math.nan}
+
+
+def deviation(**fields):
+    return Deviation(distances=METRIC, normalised=dict.fromkeys(METRIC, 0.5), **fields)
+
+
 FEW = Policy(challenge=Challenge(strategy="uniform", uniform=1))
 
 
@@ -70,7 +77,7 @@ def test_accept_says_how_much_was_taken_again():
 def tolerated(**changes):
     """A report under rule tolerance, with an error in interval 1."""
     result = check(factory().proof(rule="tolerance"), policy=TOLERANCE)
-    near = Deviation(tensor="parameter/model.0.weight", error=1e-6, limit=4e-6, relative=1e-4)
+    near = deviation(tensor="parameter/model.0.weight", error=1e-6, limit=4e-6, relative=1e-4)
     intervals = [msgspec.structs.replace(r, deviation=near if r.index == 1 else None) for r in result.intervals]
     return msgspec.structs.replace(result, intervals=intervals, **changes)
 
@@ -99,7 +106,7 @@ def test_a_failing_interval_names_the_tensor_that_is_nearest_to_its_limit():
 
 def test_what_is_not_finite_is_farthest():
     result = tolerated()
-    nan = Deviation(tensor="parameter/model.4.bias", error=math.nan, limit=1.0, relative=math.nan)
+    nan = deviation(tensor="parameter/model.4.bias", error=math.nan, limit=1.0, relative=math.nan)
     intervals = [msgspec.structs.replace(r, deviation=nan if r.index == 3 else r.deviation) for r in result.intervals]
     text = drawn(lambda console: terminal.report(console, msgspec.structs.replace(result, intervals=intervals)))
     assert "farthest beyond its limit: parameter/model.4.bias" in text

@@ -85,7 +85,8 @@ def judged(tmp_path, limits=LIMITS, reference=None, **changes):
 def test_equal_states_deviate_by_nothing(tmp_path):
     wrong, found = judged(tmp_path)
     assert wrong == ""
-    assert (found.error, found.relative) == (0.0, 0.0)
+    assert (found.error, found.relative, found.normalised) == (0.0, 0.0, None)
+    assert set(found.distances.values()) == {0.0}
 
 
 # The replay moved model.w by 0.1 · √100 = 1, so 1e-3 is its limit; an error of e in each of 100 elements is 10 e.
@@ -172,8 +173,10 @@ def test_nothing_compared_is_nothing_accepted(tmp_path):
 def test_a_share_of_the_reference_distance(tmp_path, share, within):
     """d_ref is 2, the error 1e-3."""
     limits = Limits(relative=1.0, absolute=1.0, reference=share)
-    wrong, _ = judged(tmp_path, limits, REFERENCE, parameter__model__w=lambda w: w + np.float32(1e-4))
+    wrong, found = judged(tmp_path, limits, REFERENCE, parameter__model__w=lambda w: w + np.float32(1e-4))
     assert (wrong == "") == within
+    assert found.distances == pytest.approx({"l1": 1e-2, "l2": 1e-3, "linf": 1e-4, "cos": 0}, rel=1e-3, abs=1e-6)
+    assert found.normalised == pytest.approx({"l1": 1e-2, "l2": 5e-4, "linf": 1e-4, "cos": 0}, rel=1e-3, abs=1e-6)
 
 
 @given(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0), st.floats(0, 100.0), st.floats(0, 2.0))

@@ -51,7 +51,11 @@ class Deviation(msgspec.Struct, frozen=True, kw_only=True):
     """Euclidean distance of replayed and recorded values; NaN if either is not finite."""
     limit: float
     relative: float
-    """Error of all parameters together, as a share of how far the replay moved them."""
+    """Error of all parameters together, as a share of how far the replay moved them (l2)."""
+    distances: dict[str, float]
+    """Errors of all parameters together, by metric."""
+    normalised: dict[str, float] | None
+    """These as shares of the reference distances, if the policy has a calibration."""
 
 
 class IntervalResult(msgspec.Struct, frozen=True):

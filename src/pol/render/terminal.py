@@ -50,7 +50,8 @@ def report(console: Console, result: Report) -> None:
     exact(console, "genesis", result.genesis)
     exact(console, "attestation", result.attestation)
     exact(console, "weights", result.weights)
-    exact(console, "policy", f"{result.policy_digest} ({result.policy}, rule {result.rule})")
+    how = f"rule {result.rule}" if result.procedure == "eight-steps" else f"procedure {result.procedure}"
+    exact(console, "policy", f"{result.policy_digest} ({result.policy}, {how})")
     exact(console, "nonce", result.nonce)
     console.print(Text(f"Took {duration(result.seconds)}. --nonce with this nonce draws the same challenge.", "dim"))
 
@@ -135,6 +136,7 @@ def _tolerance(result: Report) -> list[str]:
     if measured:
         nearest, deviation = max(measured, key=lambda pair: _of_limit(pair[1]))
         lines.append(f"{_share(deviation)}, interval {nearest.index}")
+        lines += [_errors(found) for _, found in sorted(measured, key=lambda pair: pair[1].relative)[-1:]]
     elif result.intervals and result.rule == "tolerance":
         lines.append("every tensor that was compared is equal, bit for bit")
     if (drift := result.drift) is not None:
@@ -150,6 +152,15 @@ def _share(deviation: Deviation) -> str:
     share, error, limit = _of_limit(deviation), f"{deviation.error:.2g}", f"{deviation.limit:.2g}"
     where = "nearest to its limit" if share <= 1 else "farthest beyond its limit"
     return f"{where}: {clean(deviation.tensor)}, error {error} of {limit} ({share:.0%})"
+
+
+def _errors(deviation: Deviation) -> str:
+    """The largest error of all parameters together, in every metric, and as shares of the reference distances."""
+    parts = []
+    for name, error in deviation.distances.items():
+        share = "" if deviation.normalised is None else f" ({deviation.normalised[name]:.2%} of d_ref)"
+        parts.append(f"{name} {error:.2g}{share}")
+    return f"all parameters, where farthest off: {', '.join(parts)}; {deviation.relative:.2g} of the move"
 
 
 def _of_limit(deviation: Deviation) -> float:

@@ -47,6 +47,7 @@ from pol.verifier.paper import PAPER_2021
 from pol.verifier.procedure import Procedure
 
 Progress = Callable[[str, int, int | None], None]
+Parents = Sequence[tuple[Path | str, Recipe | str | None]]
 
 PROCEDURES: dict[str, Procedure] = {"eight-steps": EIGHT_STEPS, "paper-2021": PAPER_2021}
 """Verification procedures by the name that a policy gives."""
@@ -61,7 +62,7 @@ def verify(
     model: Path | str | None = None,
     start: Path | str | None = None,
     openings: Path | str | None = None,
-    parents: Sequence[tuple[Path | str, Recipe | str | None]] = (),
+    parents: Parents = (),
     settings: dict[str, Any] | None = None,
     auditor: Auditor | None = None,
     progress: Progress | None = None,
@@ -75,31 +76,29 @@ def verify(
         nonce: Fresh bytes for the challenge, by default drawn here; give them only to repeat a verification.
         model: The released model (safetensors), which must be the last checkpoint's weights.
         start: The weights (safetensors) that this verifier gave out, from which the run must start.
-        openings: A folder with states that the prover took again (``pol regenerate``), for rule tolerance.
+        openings: A folder with states that the prover took again (``pol regenerate``), for rule tolerance; those of
+            a parent are in its folder ``parent``.
         parents: The proof from whose weights this one starts, and its recipe (None: the same one); then that one's
             parent, and so on. Each is verified whole, under this policy.
-        settings: Constructor arguments that the verifier insists on.
+        settings: Constructor arguments that the verifier insists on, of this proof and not of its parents.
         auditor: Who takes the steps again; by default processes on this machine.
         progress: Told how far it is.
 
     Raises:
         UsageError: the call itself cannot be carried out (no such directory, recipe or file; a contradictory policy).
     """
-    started = time.monotonic()
     check_policy(policy)
     if policy.procedure not in PROCEDURES:
         raise UsageError(f"no procedure is called {policy.procedure!r}: there is {', '.join(sorted(PROCEDURES))}")
-    procedure = PROCEDURES[policy.procedure]
-    store = ProofDirectory(Path(proof))
+    if len(parents) > policy.max_depth:
+        raise UsageError(f"{len(parents)} parents, the policy allows a chain of {policy.max_depth}")
     for path, what in ((model, "model file"), (start, "file of first weights")):
         if path is not None and not Path(path).is_file():
             raise UsageError(f"{path}: no such {what}")
     if auditor is None and recipe is None:
         raise UsageError("name the recipe that you have read (path/to/file.py:Name): a proof never brings its own code")
-    if len(parents) > policy.max_depth:
-        raise UsageError(f"{len(parents)} parents, the policy allows a chain of {policy.max_depth}")
     case = Case(
-        store=store,
+        store=ProofDirectory(Path(proof)),
         policy=policy,
         model=None if model is None else Path(model),
         start=None if start is None else Path(start),
@@ -107,27 +106,51 @@ def verify(
         nonce=nonce or secrets.token_bytes(32),
         progress=progress or (lambda *_: None),
     )
+    case.asked = case.nonce
     with contextlib.ExitStack() as stack:
         if auditor is None:
             assert recipe is not None
             auditor = stack.enter_context(LocalAuditor(recipe, settings))
-        if parents:
-            case.parent_path = Path(parents[0][0])
-            case.parent = functools.partial(_verify_parent, case, auditor, parents)
-        steps = list(procedure.steps(case, auditor))
+        case.settings = auditor.settings
+        return _verify(case, auditor, parents)
+
+
+def _verify(case: Case, auditor: Auditor, parents: Parents) -> Report:
+    started = time.monotonic()
+    procedure = PROCEDURES[case.policy.procedure]
+    if parents:
+        case.parent_path = Path(parents[0][0])
+        case.parent = functools.partial(_verify_parent, case, auditor, parents)
+    steps = list(procedure.steps(case, auditor))
     return _report(case, procedure, steps, time.monotonic() - started)
 
 
-def _verify_parent(case: Case, auditor: Auditor, parents: Sequence[tuple[Path | str, Recipe | str | None]]) -> Report:
-    """Verify the first of some parents: under the same policy but for what this verifier said of the child alone."""
+def _verify_parent(child: Case, auditor: Auditor, parents: Parents) -> Report:
+    """Verify the first of some parents: under the same policy but for what this verifier said of the child alone.
+
+    That is the nonce that it gave for the child's genesis, the child's first weights and settings. What the chain is
+    then worth is compared with the demanded level again, when its parents are known.
+    """
     (path, recipe), *others = parents
-    lowest = min(case.policy.assurance, "self-seeded", key=LEVELS.index)
-    policy = msgspec.structs.replace(case.policy, beacon=None, genesis=None, start=None, assurance=lowest)
-    nonce = hashlib.sha256(b"pol/v1/parent" + case.nonce).digest()
-    return verify(
-        path, recipe=recipe, policy=policy, nonce=nonce, parents=others, progress=case.progress,
-        auditor=auditor if recipe is None else None,
-    )  # fmt: skip
+    lowest = min(child.policy.assurance, "self-seeded", key=LEVELS.index)
+    inner = None if child.openings is None else child.openings.path / PARENT
+    case = Case(
+        store=ProofDirectory(Path(path)),
+        policy=msgspec.structs.replace(child.policy, beacon=None, genesis=None, start=None, assurance=lowest),
+        model=None,
+        openings=ProofDirectory(inner) if inner is not None and inner.is_dir() else None,
+        nonce=hashlib.sha256(b"pol/v1/parent" + child.nonce).digest(),
+        progress=child.progress,
+    )
+    case.asked, case.depth = child.asked, child.depth + 1
+    with contextlib.ExitStack() as stack:
+        if recipe is not None:
+            auditor = stack.enter_context(LocalAuditor(recipe))
+        return _verify(case, auditor, others)
+
+
+PARENT = "parent"
+"""Folder of the openings in which the states of a parent are."""
 
 
 def _report(case: Case, procedure: Procedure, steps: list[Step], seconds: float) -> Report:

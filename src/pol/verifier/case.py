@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pol import seeds
 from pol.digest import Digest
@@ -33,6 +34,12 @@ class Case:
     progress: Callable[[str, int, int | None], None]
     start: Path | None = None
     openings: ProofDirectory | None = None
+    asked: bytes = b""
+    """The nonce of the whole verification; that of a parent follows from it."""
+    depth: int = 0
+    """How many children there are: 0 for the proof that was named."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Constructor arguments that the verifier insists on, tagged."""
     parent: Callable[[], Report] | None = None
     """Verifies the proof that the verifier names as the parent."""
     parent_path: Path | None = None

@@ -34,7 +34,7 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         (2, lambda: [iter(opened.checks), authenticate.contents(case)]),
         (3, lambda: [check(case) for check in BIND]),
         (4, lambda: [*(check(case) for check in SHAPE),
-                     shape.recipe(case, auditor.name, auditor.sources(), auditor.settings)]),
+                     shape.recipe(case, auditor.name, auditor.sources(), case.settings)]),
         (5, lambda: [origins.origin(case, auditor, measured_platform()), origins.independence(case, auditor)]),
         (6, lambda: [replayed.challenge(case)]),
         (7, lambda: [auditing.audit(case, auditor, measured_platform())]),

@@ -12,11 +12,14 @@ from pol.declaration import difference
 from pol.errors import IntegrityError
 from pol.messages import Built, Comparison, Failed
 from pol.proof.genesis import Parent
+from pol.proof.policy import LEVELS
 from pol.proof.report import Verdict
 from pol.release import write_model
 from pol.verifier import bind, foreign
+from pol.verifier.accounting import permitted
 from pol.verifier.case import Case, Checks, failed, passed, unable
 from pol.verifier.replayed import Platform
+from pol.verifier.within import level
 
 CORRELATION_BOUND = 6.0
 """Largest |correlation| · √n of two independent builds: six standard deviations, met by chance once in 10⁹ tensors."""
@@ -32,7 +35,8 @@ def statement(case: Case) -> str:
         "derived": "Origin: weights drawn from the run's seed, drawn again here; nothing was trained before.",
         "declared": "Origin: weights drawn under a seed that the claimant chose, drawn again here; nothing was trained "
         "before, but it may have tried many seeds.",
-        "parent": "Origin: the weights of another proof, which was verified, too, under the same policy.",
+        "parent": "Origin: the weights of another proof, which was verified, too, under the same policy but for what "
+        "you said of this run alone (its nonce and its settings).",
         "given": "Origin: the weights that you gave out, compared bit for bit.",
         "observed": "Origin: first weights from elsewhere that look like fresh draws from the recipe's own laws. This "
         "is a statistical test of each tensor by itself: it is weaker than drawing again, and cannot win a dispute.",
@@ -80,7 +84,7 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
             yield from _inherited(case, genesis.randomness.initialisation)
         else:
             beside = {entry.key for entry in genesis.spec.declaration.entries} - _weights(case)
-            yield from foreign.observed(case, auditor, settled=beside)
+            yield from foreign.observed(case, auditor, platform, settled=beside)
     yield passed("control", platform.detail)
 
 
@@ -114,6 +118,13 @@ def _inherited(case: Case, registered: Parent) -> Checks:
             write_model(case.parent_path, model)
             bind.compare_model(case, model, 0, "not the weights that the parent released")
         yield passed("parent", f"the run starts from the weights of {name}, which is {verdict}")
+        reached, demanded = level(case), case.policy.assurance
+        if LEVELS.index(reached) < LEVELS.index(demanded):
+            yield unable(
+                "assurance",
+                f"with its parent the run reaches level {reached!r}, your policy demands {demanded!r}: your nonce is of "
+                "this run alone, so a chain reaches self-seeded at most (--assurance self-seeded)",
+            )
 
 
 def _beside_the_weights(case: Case, built: Built, platform: Platform) -> Checks:
@@ -124,7 +135,13 @@ def _beside_the_weights(case: Case, built: Built, platform: Platform) -> Checks:
         if key not in weights and built.contents.get(key) != found.get(key):
             yield platform.mismatch("fresh", f"{key} of the first state does not follow from the seed")
             return
-    yield passed("fresh", f"the {len(found) - len(weights)} entries beside the weights follow from the seed")
+    beside = len(found) - len(weights)
+    yield passed(
+        "fresh",
+        f"the {beside} entries beside the weights follow from the seed"
+        if beside
+        else "there is nothing beside the weights",
+    )
 
 
 def _weights(case: Case) -> set[str]:
@@ -166,8 +183,6 @@ def _objection(found: Comparison, allowed: str, declared: list[str]) -> str | No
         return (
             None if abs(found.correlation) <= bound else f"is alike under independent seeds ({found.correlation:.2f})"
         )
-    if found.repeated:
+    if found.repeated or permitted(found.key.split("/", 1)[0], allowed):
         return None
-    if allowed == "none" or (allowed == "buffers" and found.key.startswith(("parameter/", "optimizer/", "object/"))):
-        return "has the same values under every seed: it comes from elsewhere"
-    return None
+    return "has the same values under every seed: it comes from elsewhere"

@@ -60,10 +60,12 @@ def challenge(case: Case) -> Checks:
     case.draws = draw(case.policy.challenge, case.attestation_digest, case.nonce, case.windows, resumed)
     if missing := _missing(case):
         shown = ",".join(map(str, missing))
+        folder = "/".join(["DIR", *["parent"] * case.depth])
         yield unable(
             "openings",
-            f"states are needed that are not in the proof ({len(missing)}): ask the prover for them (pol regenerate … "
-            f"--steps {shown}), then verify with --openings DIR --nonce {case.nonce.hex()}",
+            f"states are needed that are not in the proof ({len(missing)}): ask the prover for them (pol regenerate "
+            f"{case.store.path.name} … --steps {shown} --out {folder}), then verify with --openings DIR "
+            f"--nonce {case.asked.hex()}",
         )
         return
     chosen = case.draws.all()

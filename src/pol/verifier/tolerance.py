@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 
 from pol.checkpoint import Checkpoint, compare
-from pol.distance import Accumulator, ratio, within
+from pol.distance import METRICS, Accumulator, Distances, ratio, within
 from pol.errors import IntegrityError
-from pol.proof.policy import Limits, Policy
+from pol.proof.policy import Limits, Policy, Reference
 from pol.proof.report import Deviation, Drift
 from pol.statetree import FLOATING, Entry
 from pol.store import checkpoint_path
@@ -118,6 +118,11 @@ def _named(state: Checkpoint) -> dict[str, Entry]:
     return {key: slot.entry for key, slot in state.entries.items()}
 
 
+def _shares(found: Distances, reference: Reference) -> dict[str, float]:
+    ratios = found.normalised({name: getattr(reference, name) for name in METRICS})
+    return {name: getattr(ratios, name) for name in METRICS}
+
+
 def deviation(
     policy: Policy, start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint
 ) -> tuple[str, Deviation | None]:
@@ -155,7 +160,12 @@ def deviation(
     if not moved.result().size:
         return whole or "there is no parameter to compare", None
     total, (_, tensor, found, limit) = wrong.result().l2, nearest
-    result = Deviation(tensor=tensor, error=found, limit=limit, relative=ratio(total, moved.result().l2))
+    distances = {name: wrong.result().metric(name) for name in METRICS}
+    reference = policy.reference
+    result = Deviation(
+        tensor=tensor, error=found, limit=limit, relative=ratio(total, moved.result().l2), distances=distances,
+        normalised=None if reference is None else _shares(wrong.result(), reference),
+    )  # fmt: skip
     if whole:
         return whole, result  # which may be too far off for any machine, too
     if beyond:
