@@ -95,7 +95,8 @@ def test_a_plan_for_people(capsys):
     assert re.search(r"0\.10%\s+one single interval\s+0\.1000", out)
     assert re.search(r"50\.00%\s+intervals\s+> 0\.9999", out)  # and not 1
     code, out, _ = call(capsys, "plan", "--steps", 100)
-    assert re.search(r"10\.00%\s+one single interval\s+1$", out, re.MULTILINE)
+    assert "none of the intervals is forged" in out
+    assert "whatever is forged is met" in out
 
 
 @pytest.mark.parametrize(

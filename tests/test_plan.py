@@ -116,6 +116,37 @@ def test_no_size_passes_vacuously(intervals, keep, uniform, weighted, top, strat
     assert 0 <= detection(challenge, windows, [], [seed % intervals], each=each) <= 1
 
 
+@pytest.mark.parametrize("keep", [1, 4])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_what_a_plan_states_is_the_least_that_is_measured(keep, number):
+    """A forger as the plan assumes: nothing moves in its intervals, which end windows that nothing certain picks."""
+    policy = msgspec.structs.replace(EXACT, challenge=Challenge(uniform=40, weighted=6, all_up_to=0))
+    stated = plan(policy, 400 * 10, 10, keep).detections[number]
+    forged = list(range(16 * keep - 1, 390, 3 * keep))[: round(stated.share * 400)]
+    assert len(forged) == round(stated.share * 400) >= 1
+    windows = [
+        msgspec.structs.replace(w, sizes={"weights": 0.0 if w.last in forged else 1.0 + w.first % 7})
+        for w in equal_windows(4000, 10, keep)
+    ]
+    found = measured(policy.challenge, windows, [], forged, count=1000)
+    assert found >= stated.probability - 4 * math.sqrt(stated.probability * (1 - stated.probability) / 1000)
+    alone = msgspec.structs.replace(policy.challenge, top=0, weighted=0)
+    assert_agrees(measured(alone, windows, [], forged, count=1000), stated.probability, 1000)
+
+
+def test_a_jump_that_hides_below_larger_honest_ones_is_met_by_chance_alone():
+    """Blindfold: in every twentieth of the run an honest update is larger, so the largest are all honest."""
+    windows = run(200, 1, lambda i: 9.0 if i % 10 == 0 else 1.0)
+    forged = [i for i in range(20, 180) if i % 10 == 5]  # 16 of 200, no larger than the honest small ones
+    top_alone = Challenge(strategy="top-q")
+    assert detection(top_alone, windows, [], forged) == 0.0
+    assert measured(top_alone, windows, [], forged, count=50) == 0.0
+    both = Challenge(uniform=10, weighted=10, all_up_to=0)
+    predicted = detection(both, windows, [], forged)
+    assert 0.6 < predicted < 0.98
+    assert_agrees(measured(both, windows, [], forged), predicted)
+
+
 # -- a real forgery: every interval is replayed once, then thousands of nonces are looked up ------------------------
 
 

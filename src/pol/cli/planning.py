@@ -37,22 +37,24 @@ def plan(
 ) -> int:  # fmt: skip
     """What verifying under a policy costs, and what it would find: for a proof, or for a run that is only planned.
 
-    Costs are averaged over nonces, as if all updates were of one size; probabilities hold for a forger who knows the
-    policy and places its forgery where only chance can find it.
+    Costs are averaged over nonces, as if all updates were of one size; probabilities are the least that hold, for a
+    forger who knows the policy and forges where only chance looks.
     """
     from pol import policies
     from pol.proof.plan import plan as planned
     from pol.render import plan as rendered
 
+    resumed: list[int] = []
     if proof is not None:
         summary, _ = output.read_summary(proof)
         if summary.claims is None:
             raise UsageError(f"{proof}: no genesis is signed yet, so there are no sizes: give --steps")
         claims = summary.claims
+        resumed = [step // claims.every for step in (summary.journal.resumes if summary.journal else []) if step]
         steps, every, keep = steps or claims.steps, every or claims.every, keep or claims.keep
     if steps is None:
         raise UsageError("give a proof, or --steps (and --every and --keep) of the run that you plan")
-    found = planned(policies.load(policy), steps, every or 10, keep or 1)
+    found = planned(policies.load(policy), steps, every or 10, keep or 1, resumed)
     if as_json:
         output.show_json(found)
     else:

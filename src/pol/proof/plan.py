@@ -29,7 +29,12 @@ MAX_INTERVALS = 2_000_000
 
 
 class Detection(msgspec.Struct, frozen=True, kw_only=True):
-    """How probable it is that forged intervals are met."""
+    """How probable it is at least that forged intervals are met.
+
+    The forger knows the policy and every size, and forges where only chance looks: intervals that move nothing, at the
+    ends of windows, away from first, last and largest (only uniform draws count); or a share of the way that the
+    weights went, in windows below the cap (only size-weighted draws count).
+    """
 
     what: str
     share: float
@@ -122,8 +127,8 @@ def _close(window: Window, touched: set[int]) -> bool:
 _DIGEST = Digest("sha256:" + "0" * 64)
 
 
-def plan(policy: Policy, steps: int, every: int, keep: int) -> Plan:
-    """What a policy asks of a run, if all of its updates are alike.
+def plan(policy: Policy, steps: int, every: int, keep: int, resumed: Sequence[int] = ()) -> Plan:
+    """What a policy asks of a run, if all of its updates are alike; ``resumed``: first intervals after a resume.
 
     Raises:
         UsageError: there is no such run.
@@ -138,7 +143,7 @@ def plan(policy: Policy, steps: int, every: int, keep: int) -> Plan:
     tries = 1 if count <= challenge.all_up_to or challenge.strategy == "all" else SAMPLES
     for number in range(tries):
         nonce = hashlib.sha256(number.to_bytes(8, "big")).digest()
-        draws = draw(challenge, _DIGEST, nonce, windows, [])
+        draws = draw(challenge, _DIGEST, nonce, windows, resumed)
         found = spans(windows, draws.all(), each=each)
         costs.append(sum(min((last + 1) * every, steps) - first * every for first, last in found))
         opened += len({end for first, last in found for end in (first, last + 1)} - kept) if each else 0

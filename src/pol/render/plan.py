@@ -27,30 +27,32 @@ def plan(console: Console, found: Plan) -> None:
         table.add_row("Openings", f"{found.openings:,.0f} states that the prover must take again (pol regenerate)")
     if not found.within_budget:
         table.add_row("Budget", "more than the policy's max_steps: the verdict would be INCONCLUSIVE")
+    share = f"at most {found.forged_95:.2%} of the intervals are forged (99 %: {found.forged_99:.2%})"
     table.add_row(
-        "If all pass",
-        f"with 95 % confidence at most {found.forged_95:.2%} of the intervals are forged (99 %: {found.forged_99:.2%})",
+        "If all pass", f"with 95 % confidence {share}" if found.forged_95 else "none of the intervals is forged"
     )
     console.print(table)
     console.print()
+    if found.replayed_steps == found.steps:
+        console.print("Everything is taken again: whatever is forged is met.")
+        return
     found_table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     found_table.add_column("forged", justify="right", no_wrap=True)
     found_table.add_column("")
-    found_table.add_column("met with probability", justify="right")
-    certain = found.replayed_steps == found.steps
+    found_table.add_column("met with probability, at least", justify="right")
     for one in found.detections:
         found_table.add_row(
             f"{one.share:.3g}" if one.share < 1e-4 else f"{one.share:.2%}",
             one.what,
-            _probability(one.probability, certain),
+            _probability(one.probability),
         )
     console.print(found_table)
 
 
-def _probability(value: float, certain: bool) -> str:
+def _probability(value: float) -> str:
     """A probability, never rounded to a certainty that it is not."""
-    if certain or value == 0:
-        return f"{value:.0f}"
+    if value == 0:
+        return "0"
     if value > 0.9999:
         return "> 0.9999"
     return f"{value:.4f}" if value >= 0.0001 else f"{value:.2g}"
