@@ -1,12 +1,16 @@
 """A policy names the procedure that verifies; a further one is one more entry, and touches no other."""
 
+import hashlib
+
 import pytest
 
 from factory import check, factory
-from pol.errors import UsageError
-from pol.proof.policy import Policy
+from pol.attacks.forger import Forger
+from pol.errors import FormatError, UsageError
+from pol.proof.policy import EXACT, Policy
 from pol.proof.report import Assurance, Verdict
 from pol.verifier import PROCEDURES, authenticate, eight
+from pol.verifier.case import require
 from pol.verifier.procedure import Procedure, not_run, run_step
 
 
@@ -75,3 +79,69 @@ def test_no_step_is_no_acceptance(monkeypatch):
 def test_an_unknown_procedure_is_refused():
     with pytest.raises(UsageError, match="no procedure is called 'bytes-only': there is eight-steps, paper-2021"):
         check(factory().proof(), policy=Policy(procedure="bytes-only"))
+
+
+# -- proof elements: files that a procedure of one's own asks for ----------------------------------------------------
+
+METER = "meter.txt"
+
+
+def meter(case):
+    """A made-up element: the electricity meter before and after, which must not run backwards."""
+    if METER not in case.files:
+        raise FormatError(f"{METER}: missing")
+    before, after = map(int, case.store.read(METER, 64).split())
+    yield require(before < after, "meter", f"{after - before} kWh", "the meter ran backwards")
+
+
+METERED = Procedure(
+    lambda case, auditor: iter([*steps(case, auditor), run_step(4, [meter(case)])]),
+    BYTES_ONLY.assurance,
+    BYTES_ONLY.confidence,
+    elements=frozenset({METER}),
+    needed=frozenset({1, 2, 3, 4}),
+)
+
+
+@pytest.fixture
+def metered(monkeypatch):
+    monkeypatch.setitem(PROCEDURES, "metered", METERED)
+    return Policy(name="mine", procedure="metered")
+
+
+def with_meter(tmp_path, text):
+    forger = Forger(factory().proof())
+    forger.listed[METER] = hashlib.sha256(text.encode()).hexdigest()
+    forger.seal(tmp_path / "proof", factory().keys["prover"])
+    (tmp_path / "proof" / METER).write_text(text)
+    return tmp_path / "proof"
+
+
+def test_a_further_element_is_read_by_its_procedure_and_bound_like_any_file(metered, tmp_path):
+    proof = with_meter(tmp_path, "7 19")
+    report = check(proof, policy=metered)
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+    assert "12 kWh" in [found.detail for found in report.steps[-2].checks]
+    (proof / METER).write_text("7 20")
+    report = check(proof, policy=metered)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 3)
+
+
+@pytest.mark.parametrize("text", ["19 7", "0 0"])
+def test_what_its_step_refuses_is_rejected(metered, tmp_path, text):
+    report = check(with_meter(tmp_path, text), policy=metered)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 4)
+
+
+def test_a_missing_element_is_refused_by_its_procedure_alone(metered):
+    report = check(factory().proof(), policy=metered)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 4)
+    assert check(factory().proof()).verdict is Verdict.ACCEPT
+
+
+def test_no_other_procedure_takes_the_element(metered, bytes_only, tmp_path):
+    proof = with_meter(tmp_path, "7 19")
+    for policy in (EXACT, bytes_only):
+        report = check(proof, policy=policy)
+        assert (report.verdict, report.caught_by) == (Verdict.REJECT, 2)
+        assert METER in report.reason()

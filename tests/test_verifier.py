@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pol import policies
 from pol.auditor import LocalAuditor
 from pol.errors import RejectedProof, UsageError
 from pol.keys import SigningKey
@@ -56,6 +57,14 @@ def test_default_policy_samples_and_accepts(long_proof):
     assert {result.index for result in report.intervals} >= set(report.draws.all())
     assert "95 % confidence" in report.confidence
     assert report.not_shown
+
+
+def test_exact_full_replays_every_interval_of_a_long_run(long_proof):
+    sampled, full = (check(long_proof, policies.load(name)) for name in ("exact", "exact-full"))
+    assert {sampled.verdict, full.verdict} == {Verdict.ACCEPT}
+    assert len(sampled.intervals) < 200  # the default samples a run of more than 150
+    assert [result.index for result in full.intervals] == list(range(200))
+    assert full.confidence.startswith("All 200 intervals were replayed")
 
 
 def test_a_nonce_makes_the_challenge_repeatable(long_proof):

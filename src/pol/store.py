@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pol.digest import Digest, sha256_chunks
@@ -55,8 +55,8 @@ class ProofDirectory:
         if not path.is_dir():
             raise UsageError(f"{path}: no such proof directory")
 
-    def files(self) -> dict[str, int]:
-        """Name and size of every file.
+    def files(self, further: Collection[str] = ()) -> dict[str, int]:
+        """Name and size of every file; ``further`` names may be there, beside those of the format.
 
         Raises:
             FormatError: something is there that a proof never has: a link, a device, an unknown name.
@@ -69,7 +69,7 @@ class ProofDirectory:
             mode = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(mode.st_mode):
                 raise FormatError(f"{shown}: not a regular file (links and devices are never part of a proof)")
-            if name not in FILES and checkpoint_step(name) is None:
+            if name not in FILES and name not in further and checkpoint_step(name) is None:
                 raise FormatError(f"{shown}: no such file belongs to a proof of format v1")
             found[name] = mode.st_size
             if len(found) > MAX_FILES:

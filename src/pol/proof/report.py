@@ -128,7 +128,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def reason(self) -> str:
         """The first check that decided against the proof, with its step; empty for ACCEPT."""
         for status in ("failed", "unable"):
-            for step in self.steps[:7]:
+            for step in self.steps[:-1]:
                 for check in step.checks:
                     if check.status == status:
                         return f"step {step.number} {step.name}: {check.detail}"
@@ -137,7 +137,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def caught_by(self) -> int | None:
         """Number of the first failed step; None if none failed."""
-        return next((step.number for step in self.steps[:7] if step.status == "failed"), None)
+        return next((step.number for step in self.steps[:-1] if step.status == "failed"), None)
 
 
 def step_status(checks: list[Check]) -> Status:

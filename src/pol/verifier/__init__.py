@@ -53,6 +53,17 @@ PROCEDURES: dict[str, Procedure] = {"eight-steps": EIGHT_STEPS, "paper-2021": PA
 """Verification procedures by the name that a policy gives."""
 
 
+def procedure_of(policy: Policy) -> Procedure:
+    """The procedure that a policy names.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if policy.procedure not in PROCEDURES:
+        raise UsageError(f"no procedure is called {policy.procedure!r}: there is {', '.join(sorted(PROCEDURES))}")
+    return PROCEDURES[policy.procedure]
+
+
 def verify(
     proof: Path | str,
     *,
@@ -88,8 +99,7 @@ def verify(
         UsageError: the call itself cannot be carried out (no such directory, recipe or file; a contradictory policy).
     """
     check_policy(policy)
-    if policy.procedure not in PROCEDURES:
-        raise UsageError(f"no procedure is called {policy.procedure!r}: there is {', '.join(sorted(PROCEDURES))}")
+    procedure_of(policy)
     if len(parents) > policy.max_depth:
         raise UsageError(f"{len(parents)} parents, the policy allows a chain of {policy.max_depth}")
     for path, what in ((model, "model file"), (start, "file of first weights")):
@@ -117,10 +127,11 @@ def verify(
 
 def _verify(case: Case, auditor: Auditor, parents: Parents) -> Report:
     started = time.monotonic()
-    procedure = PROCEDURES[case.policy.procedure]
+    procedure = procedure_of(case.policy)
     if parents:
         case.parent_path = Path(parents[0][0])
         case.parent = functools.partial(_verify_parent, case, auditor, parents)
+    case.elements = procedure.elements
     steps = list(procedure.steps(case, auditor))
     return _report(case, procedure, steps, time.monotonic() - started)
 

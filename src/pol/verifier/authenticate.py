@@ -30,7 +30,7 @@ MAX_SECRET = 1024
 
 def envelopes(case: Case) -> Checks:
     """Step 2, first part: the two signed payloads, without which there is nobody to authenticate."""
-    case.files = case.store.files()
+    case.files = case.store.files(case.elements)
     total = sum(case.files.values())
     yield require(
         total <= case.policy.max_bytes, "size", f"{len(case.files)} files, {total} bytes",

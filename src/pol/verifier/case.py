@@ -38,6 +38,8 @@ class Case:
     """The nonce of the whole verification; that of a parent follows from it."""
     depth: int = 0
     """How many children there are: 0 for the proof that was named."""
+    elements: frozenset[str] = frozenset()
+    """Further files that the procedure's proofs may hold."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Constructor arguments that the verifier insists on, tagged."""
     parent: Callable[[], Report] | None = None

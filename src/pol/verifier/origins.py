@@ -18,8 +18,8 @@ from pol.release import write_model
 from pol.verifier import bind, foreign
 from pol.verifier.accounting import permitted
 from pol.verifier.case import Case, Checks, failed, passed, unable
+from pol.verifier.clauses import level
 from pol.verifier.replayed import Platform
-from pol.verifier.within import level
 
 CORRELATION_BOUND = 6.0
 """Largest |correlation| · √n of two independent builds: six standard deviations, met by chance once in 10⁹ tensors."""
@@ -122,8 +122,8 @@ def _inherited(case: Case, registered: Parent) -> Checks:
         if LEVELS.index(reached) < LEVELS.index(demanded):
             yield unable(
                 "assurance",
-                f"with its parent the run reaches level {reached!r}, your policy demands {demanded!r}: your nonce is of "
-                "this run alone, so a chain reaches self-seeded at most (--assurance self-seeded)",
+                f"with its parent the run reaches level {reached!r}, your policy demands {demanded!r}: your nonce is "
+                "of this run alone, so a chain reaches self-seeded at most (--assurance self-seeded)",
             )
 
 

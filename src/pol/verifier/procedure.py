@@ -21,6 +21,9 @@ class Procedure:
     """How far its ACCEPT reaches."""
     confidence: Callable[[Case], str]
     """What its ACCEPT shows, in numbers."""
+    elements: frozenset[str] = frozenset()
+    """Names of further files that its proofs may hold, beside those of the format: in the folder of the proof itself.
+    They are listed and bound like all others (step 3); reading them is for its own steps."""
     needed: frozenset[int] = ALL
     """Steps that must have passed for ACCEPT."""
     not_shown: tuple[str, ...] = tuple(NOT_SHOWN)
