@@ -7,15 +7,17 @@ import math
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 import pol
 from factory import RECIPE, STEPS, factory, known_key, same_every_time
-from pol import calibrator, canonical
+from pol import calibrator, canonical, policies
 from pol.calibrator import calibrate, read_calibration
 from pol.cli import main
 from pol.errors import AuthenticityError, FormatError, IntegrityError, UsageError
@@ -24,6 +26,7 @@ from pol.messages import Recorded, Train
 from pol.profile import Profile
 from pol.proof.calibration import MAX_RUNS, PAYLOAD_TYPE, calibration_digest, parse_calibration, reference_of
 from pol.proof.policy import Reference
+from pol.render import calibration as rendered
 from pol.replay.inprocess import InProcess
 
 KEY = known_key(7)
@@ -465,10 +468,18 @@ def test_calibrate_says_what_a_policy_takes_over(command, tmp_path):
     made = read_calibration("c.json")
     assert made.fingerprint in out
     assert "2 runs of 14 steps, 1 pair" in out
-    table = out[out.index("[reference]") :].splitlines()[1:]
-    given = dict(line.split(" = ") for line in table if line)
-    assert {name: json.loads(value) for name, value in given.items()} == reference_of(made.calibration)
+    Path("mine.toml").write_text(out[out.index("base = ") :])
+    policy = policies.load("mine.toml")  # a whole file: from the signed calibration and its key, no copied numbers
+    assert policy.reference == Reference(**reference_of(made.calibration))
+    assert msgspec.structs.replace(policy, name="tolerance", reference=None) == policies.load("tolerance")
     assert (tmp_path / "config" / "pol" / "key.pem").exists()  # as `pol record` does
+
+
+@pytest.mark.parametrize("path", ["c.json", "a b/ü.json", 'say "c".json', "c:\\c.json", "[c]\x7f\x1b\u200b\xa0.json"])
+def test_any_path_is_printed_as_toml(path):
+    written = rendered._string(path)
+    assert tomllib.loads(f"path = {written}") == {"path": path}
+    assert written.isprintable()
 
 
 def test_calibrate_as_json(command, tmp_path):

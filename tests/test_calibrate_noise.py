@@ -554,11 +554,11 @@ def test_the_printed_table_is_one_that_a_policy_takes(command):
     assert (code, "Traceback" in err) == (0, False)
     assert "3 of 3 intervals of 5 steps" in out
     assert len(re.findall("no difference", out)) == 3
-    table = out[out.index("[limits]") :]
-    Path("mine.toml").write_text('base = "tolerance"\n' + table)
+    Path("mine.toml").write_text(out[out.index("base = ") :])
     policy = policies.load("mine.toml")
     noise = read_calibration("c.json").calibration.noise
-    assert tomllib.loads(table)["limits"] == limits_of(noise.limits)
+    assert policy.reference.recipe == read_calibration("c.json").calibration.recipe.digest
+    assert tomllib.loads(Path("mine.toml").read_text())["limits"] == limits_of(noise.limits)
     assert policy.limits.relative == float(noise.limits.relative)
     assert policy.limits.absolute == float(noise.limits.absolute)
     assert noise.limits == would_be(noise)
@@ -570,7 +570,10 @@ def test_refused_is_1_and_nothing_is_recommended(command):
     assert "No limits are recommended." in out
     assert "What helps: measure again with a smaller --every than 5" in out
     assert "[limits]" not in out
-    assert "[reference]" in out  # that was measured all the same
+    Path("mine.toml").write_text(out[out.index("base = ") :])  # the reference distance was measured all the same
+    policy = policies.load("mine.toml")
+    assert (policy.rule, policy.limits) == ("exact", None)
+    assert policy.reference.recipe == read_calibration("c.json").calibration.recipe.digest
     assert read_calibration("c.json").calibration.noise.limits is None
 
 

@@ -23,7 +23,7 @@ import pytest
 import typer
 
 import pol
-from factory import RECIPE, STEPS, factory
+from factory import PLAIN, RECIPE, STEPS, factory
 from pol import canonical, policies, store
 from pol.cli import app, main, output
 from pol.cli import progress as progress_module
@@ -124,6 +124,10 @@ WRONG = {
     "no such recipe": (["verify", GOOD, "--recipe", "no.py:Recipe"], "no such file: no.py"),
     "no recipe": (["verify", GOOD], "a class Toy"),
     "no hexadecimal digits": (["verify", GOOD, "--recipe", RECIPE, "--nonce", "xyz"], "--nonce: expected 32 bytes"),
+    "no such openings": (
+        ["verify", GOOD, "-r", RECIPE, "--openings", "nodir"],
+        "--openings nodir: there is no such folder",
+    ),
     "half a beacon": (["record", RECIPE, "--out", "p", "--beacon", "00" * 16], "--beacon: expected 32 bytes"),
     "no digest": (["verify", GOOD, "--recipe", RECIPE, "--allow-file", "file"], "not a digest"),
     "no such key": (["verify", GOOD, "--recipe", RECIPE, "--key", "me"], "me: cannot read the key"),
@@ -319,11 +323,11 @@ def test_beacon_between_genesis_and_training(call, ask):
     code, made = ask(*command[1:])
     assert (code, made["steps"], made["genesis"]) == (0, STEPS, genesis)
     seeded = shlex.split(made["next"])
-    assert nonce in seeded
+    assert seeded[-4:] == ["--beacon", nonce, "--genesis", genesis]
     report = ask(*seeded[1:])[1]
-    assert (report["verdict"], report["assurance"]["level"]) == ("ACCEPT", "self-seeded")
-    report = ask(*seeded[1:], "--genesis", genesis)[1]
     assert (report["verdict"], report["assurance"]["level"]) == ("ACCEPT", "verifier-seeded")
+    report = ask(*seeded[1:-2])[1]
+    assert (report["verdict"], report["assurance"]["level"]) == ("ACCEPT", "self-seeded")
     other = ["5b" * 32 if word == nonce else word for word in seeded]
     assert ask(*other[1:])[1]["caught_by"] == 1
 
@@ -450,6 +454,7 @@ def test_options_change_the_policy_that_is_named(ask, monkeypatch):
     mine = policies.load("mine.toml")
     ask("verify", GOOD, "-r", RECIPE, "--policy", "mine.toml")
     assert (seen["policy"], seen["start"], seen["openings"]) == (mine, None, None)
+    Path("dir").mkdir()
     words = ["--top", "7", "--assurance", "observed", "--order", "permutation", "--start", "w.st", "--openings", "dir"]
     ask("verify", GOOD, "-r", RECIPE, "-p", "mine.toml", *words)
     assert seen["policy"] == msgspec.structs.replace(
@@ -483,10 +488,25 @@ def test_policy_lists_the_presets(call, ask):
 def test_policy_prints_a_file_that_is_that_policy(call, ask):
     code, out, _ = call("policy", "tolerance")
     digest = policy_digest(policies.load("tolerance"))
-    assert (code, out.splitlines()[0]) == (0, f"# {digest}")
-    Path("again.toml").write_text(out)
-    code, found = ask("policy", "again.toml")
+    assert (code, out.splitlines()[0]) == (0, f"# tolerance: {digest}")
+    Path("tolerance.toml").write_text(out)
+    code, found = ask("policy", "./tolerance.toml")
     assert (code, found["digest"], found["policy"]["limits"]["floor"]) == (0, digest, 4.0)
+
+
+def test_a_policy_is_named_as_its_own_file(call, ask):
+    Path("mine.toml").write_text(call("policy", "tolerance")[1])
+    assert ask("policy", "mine.toml")[1]["policy"]["name"] == "mine"
+    Path("other.toml").write_text('base = "tolerance"\nname = "mine"')  # it says so itself
+    Path("copy.toml").write_text(call("policy", "other.toml")[1])
+    assert ask("policy", "copy.toml")[1]["policy"]["name"] == "mine"
+
+
+def test_a_policy_with_an_unknown_procedure_is_refused(call):
+    Path("b.toml").write_text('procedure = "eight-step"')
+    code, out, err = call("policy", "b.toml")
+    assert (code, out) == (3, "")
+    assert "no procedure is called 'eight-step': there is eight-steps, paper-2021" in err
 
 
 # -- first weights and order --------------------------------------------------------------------------------------
@@ -530,6 +550,41 @@ def test_a_beginning_goes_on_where_it_was_interrupted(case, at, call, ask, monke
     code, made = ask(*shlex.split(err.splitlines()[-1])[1:])
     assert code == 0, made
     assert ask(*shlex.split(made["next"])[1:])[1]["verdict"] == "ACCEPT"
+
+
+REFUSED = {
+    "long intervals": (
+        RECIPE, ["--every", "12"], "an interval has 12 steps, it allows 10 (record with --every 10 or fewer)",
+        '<file with base = "tolerance" and bounds.max_every = 12>',
+    ),
+    "half precision": (
+        PLAIN.replace(":Plain", ":Halved"), ["--every", "12"], "parameters are BF16",
+        "<none of rule tolerance takes BF16>",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_run_that_the_preset_refuses_is_said_to_be_one(case, call):
+    recipe, options, why, policy = REFUSED[case]
+    words = ["record", recipe, "--out", "proof", "--threads", "1", *options]
+    code, out, err = call(*words, "--rule", "tolerance", "--genesis-only")
+    assert (code, err.count("warning: the policy `tolerance` refuses this run: ")) == (0, 1)
+    assert why in err
+    code, out, err = call(*words[:4], "--resume", "--threads", "1")
+    assert (code, err.count(why)) == (0, 1)
+    printed = out.splitlines()[-1].strip()
+    assert printed.endswith(f" --policy {policy}")
+    command = shlex.split(printed.removesuffix(f" --policy {policy}"))
+    assert call(*command[1:], "--policy", "tolerance")[0] == 1
+    Path("needed.toml").write_text('base = "tolerance"\n[bounds]\nmax_every = 12')
+    assert call(*command[1:], "--policy", "needed.toml")[0] == (0 if "base" in policy else 1)
+
+
+def test_a_run_that_a_policy_takes_has_no_warning(call):
+    for rule, every in (("tolerance", 10), ("exact", 12)):
+        words = ["record", RECIPE, "--out", rule, "--threads", "1", "--rule", rule, "--every", every]
+        assert "warning" not in call(*words)[2]
 
 
 def test_observed_weights_ask_for_their_level(ask):

@@ -22,7 +22,7 @@ from pol.proof.genesis import Genesis, Spec
 from pol.proof.policy import Challenge, Policy
 from pol.proof.report import Verdict
 from pol.replay.inprocess import InProcess
-from pol.verifier import auditing, authenticate, bind, eight, origins, shape, within
+from pol.verifier import auditing, authenticate, bind, clauses, eight, origins, shape
 from pol.verifier.case import passed
 
 # -- switching checks off ---------------------------------------------------------------------------------------
@@ -83,7 +83,7 @@ OFF = {
     "arithmetic": dropped("SHAPE", shape.arithmetic),
     "cover": dropped("SHAPE", shape.cover),
     "order": dropped("SHAPE", shape.order),
-    "assured": dropped("SHAPE", within.assured),
+    "assured": dropped("SHAPE", clauses.assured),
     "recipe": passing(shape.recipe, shape),
     "kept states": dropped("SHAPE", shape.kept_states),
     "finite": lambda patch: patch.setattr(shape, "_scan", lambda *_: set()),

@@ -249,5 +249,7 @@ def test_honest_resnets_are_rejected_no_more_often_than_the_level_says():
     found = json.loads(done.stdout)
     assert (found["inits"], found["tests"], found["level"]) == (400, 21, 0.01)
     assert found["rejected"] <= stats.binom.ppf(0.999, 400, 0.01)
+    assert found["verified"]["rejected"] <= stats.binom.ppf(0.999, 400, 0.01)
+    assert found["verified"]["undecided"] == 0  # ten times less often than the level, for 100 starts at a time
     assert 0.12 * 400 <= found["rejected_uncorrected"] <= 0.26 * 400
     assert found["passed"]["stolen weights"] == found["passed"]["stolen weights + 1 % noise"] == 0

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     },
     "policies": {"proof", "keys"},
     "release": {"proof", "store"},
-    "responder": {"proof", "store", "auditor", "replay.recipe"},
+    "responder": {"proof", "store", "checkpoint", "auditor", "replay.recipe"},
     "verifier": {"proof", "store", "keys", "checkpoint", "auditor", "release", "replay.recipe"},
     "recipes": {"replay.recipe", "Recipe"},
     "attacks": {"proof", "replay", "store", "keys", "executors", "prover", "recipes"},

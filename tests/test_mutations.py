@@ -148,6 +148,19 @@ def test_missing_folders_are_rejected(proof, tmp_path):
     assert_rejected(quick(tmp_path / "empty"), "genesis.json: No such file")
 
 
+@pytest.mark.parametrize("name", [f"{6:012d}.safetensors\n", "٠٠٠٠٠٠٠٠٠٠٠٦.safetensors", f"{6:012d}.safetensors "])
+def test_a_checkpoint_under_a_second_name_of_its_step_is_rejected(tmp_path, name):
+    """Attested and all: the bytes of one file would be read at the offsets of another, and others read other bytes."""
+    forger = Forger(factory().proof())
+    forger.seal(tmp_path / "first", factory().keys["prover"])
+    data = (tmp_path / "first" / "checkpoints" / "000000000006.safetensors").read_bytes()
+    forger.listed["checkpoints/" + name] = hashlib.sha256(data).hexdigest()
+    forger.seal(tmp_path / "proof", factory().keys["prover"])
+    (tmp_path / "proof" / "checkpoints" / name).write_bytes(data)
+    report = check(tmp_path / "proof")
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 2), report.reason()
+
+
 @pytest.mark.parametrize(
     "name",
     [

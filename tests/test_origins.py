@@ -13,7 +13,7 @@ import pol
 from factory import EVERY, RECIPE, STEPS, check, factory, known_key, same_every_time
 from pol.attacks.forger import Forger
 from pol.auditor import LocalAuditor
-from pol.errors import IntegrityError, UsageError
+from pol.errors import IntegrityError, StoreError, UsageError
 from pol.profile import Profile
 from pol.proof.genesis import DeclaredSeed, Randomness
 from pol.proof.policy import Limits, Policy
@@ -22,6 +22,7 @@ from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.responder import regenerate
 from pol.store import checkpoint_path
+from pol.verifier.case import passed
 from recipes.toy import Toy
 
 LEAST = Policy(assurance="observed", order="permutation")
@@ -308,6 +309,52 @@ def test_regenerating_stops_where_it_leads_elsewhere(tmp_path):
 def test_regenerating_what_is_no_state(tmp_path, steps, words):
     with pytest.raises(UsageError, match=words):
         take_again(tmp_path / "o", *steps)
+
+
+def test_what_is_there_and_is_another_state_is_taken_again(tmp_path):
+    take_again(tmp_path / "o", 3, 9)
+    (tmp_path / "o" / checkpoint_path(3)).write_bytes((tmp_path / "o" / checkpoint_path(9)).read_bytes())
+    (tmp_path / "o" / checkpoint_path(9)).write_bytes(b"rubbish")
+    take_again(tmp_path / "o", 3, 9)
+    assert check(seldom(), policy=TOLERANCE, openings=tmp_path / "o").verdict is Verdict.ACCEPT
+
+
+def test_states_of_one_window_are_taken_in_one_go(tmp_path):
+    proof = run("seldomer", rule="tolerance", keep=5)
+    with Counting(RECIPE, executor=InProcess()) as auditor:
+        regenerate(proof, tmp_path / "o", recipe=RECIPE, steps=[3, 6, 9, 12], auditor=auditor)
+    assert [(segment.start, segment.stop) for segment in auditor.segments] == [(0, 12)]
+
+
+class Counting(LocalAuditor):
+    def replay(self, *args, **options):
+        self.segments = args[4]
+        return super().replay(*args, **options)
+
+
+def test_an_opened_state_larger_than_a_state_can_be_is_not_hashed(tmp_path):
+    take_again(tmp_path / "o", 3, 9)
+    with (tmp_path / "o" / checkpoint_path(9)).open("r+b") as file:
+        file.truncate(2**42)  # sparse: 4 TiB
+    report = check(seldom(), policy=TOLERANCE, openings=tmp_path / "o")
+    says(report, Verdict.REJECT, 6, "larger than a state of this run could be")
+
+
+def test_a_file_of_the_verifiers_own_that_is_no_model_is_a_usage_error(tmp_path):
+    (tmp_path / "m.pt").write_bytes(b"PK")
+    with pytest.raises(UsageError, match="no model file"):
+        check(given(), start=tmp_path / "m.pt")
+
+
+def test_the_disk_of_the_verifier_is_not_the_provers_fault(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    proof = run("tolerant", rule="tolerance")
+    monkeypatch.setattr("pol.replay.state.State.save", full)
+    monkeypatch.setattr("pol.verifier.origins.independence", lambda *_: iter([passed("independence", "switched off")]))
+    with pytest.raises(StoreError, match="this machine, not the proof"):
+        check(proof, policy=TOLERANCE)
 
 
 def test_the_first_state_is_regenerated_by_copying(tmp_path):

@@ -11,11 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from factory import RECIPE, TOLERANCE, factory
 from pol import policies
 from pol.attacks.registry import REGISTRY
 from pol.auditor import LocalAuditor
+from pol.checkpoint import Checkpoint
 from pol.executors.local import LocalProcess
 from pol.messages import Controlled, Recorded, Replay
 from pol.profile import Profile
@@ -23,7 +25,7 @@ from pol.proof.policy import EXACT, Limits, Policy
 from pol.proof.report import Verdict
 from pol.replay.inprocess import InProcess
 from pol.replay.state import State
-from pol.verifier import verify
+from pol.verifier import rounding, verify
 from zoo.tools import KEY, ZOO, train
 
 LOOSE = Policy(name="loose", rule="tolerance", limits=Limits(relative=1e-3, absolute=1e-4, drift=10.0))
@@ -138,9 +140,55 @@ def test_a_replay_that_stops_here_shows_nothing_of_rounding():
     assert machine.replays > 1
 
 
+def test_where_a_machine_gives_the_same_every_time_nothing_was_measured(monkeypatch):
+    forged = factory().forgery("interpolation", rule="tolerance").path
+    assert on(Rounding(0.0), forged).verdict is Verdict.REJECT
+    monkeypatch.setattr(rounding, "SIZE", {"F32": 0.0})
+    assert_undecided(on(Rounding(0.0), forged))
+
+
+def test_what_an_optimizer_keeps_and_zeros_are_off_by_a_rounding_too(tmp_path):
+    start = {
+        "parameter/model.weight": torch.zeros(4, 5),
+        "optimizer/optimizer.model.weight.exp_avg": torch.linspace(-1.0, 1.0, 20),
+        "optimizer/optimizer.model.weight.exp_avg_sq": torch.linspace(0.0, 1e-6, 20),
+        "optimizer/optimizer.model.weight.step": torch.tensor(3.0),
+        "buffer/model.mean": torch.ones(5),
+    }
+    save_file({key: tensor + 0.01 for key, tensor in start.items()}, tmp_path / "end.safetensors")
+    seen = []
+    for repeat in range(2):
+        save_file(start, tmp_path / "start.safetensors")
+        rounding._nudge(tmp_path / "start.safetensors", Checkpoint.at(tmp_path / "end.safetensors"), repeat)
+        seen.append(load_file(tmp_path / "start.safetensors"))
+    for nudged in seen:
+        weight, average, squares, step, mean = (nudged[key] - start[key] for key in start)
+        assert weight.abs().flatten().tolist() == pytest.approx([0.01 * 2.0**-20] * 20, rel=1e-3)
+        assert 0 < float(average.abs().min()) <= float(average.abs().max()) < 2e-6
+        assert float(squares.abs().max()) > 0
+        assert float(nudged["optimizer/optimizer.model.weight.exp_avg_sq"].min()) >= 0
+        assert not step.any()
+        assert not mean.any()
+    assert not torch.equal(*(nudged["parameter/model.weight"] for nudged in seen))
+
+
 def test_the_policy_can_ask_for_more_before_it_refutes():
     patient = msgspec.structs.replace(TOLERANCE, limits=msgspec.structs.replace(TOLERANCE.limits, refute=1e6))
     assert_undecided(on(Rounding(1e-7), factory().forgery("interpolation", rule="tolerance").path, policy=patient))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_positions_that_are_computed_otherwise_are_refuted_here_only(tmp_path, other):
+    recipe, settings, every = RECIPES["Positions"]
+    start = {"start": first_weights(tmp_path, InProcess(), positions=1e-6), "start_kind": "observed"}
+    train(recipe, tmp_path / "p", every=every, settings=settings, **start)
+    policy = msgspec.structs.replace(EXACT, assurance="observed", level=1e-6)
+    report = on(Rounding(1e-7) if other else InProcess(), tmp_path / "p", recipe=recipe, policy=policy)
+    if other:
+        assert_undecided(report)
+    else:
+        assert (report.verdict, report.caught_by) == (Verdict.REJECT, 5), report.reason()
+    assert "buffer/model.positions is not what your recipe builds under every seed" in report.reason()
 
 
 # -- other machines, as far as one machine has them ---------------------------------------------------------------
@@ -160,7 +208,10 @@ TEXT = (
 RECIPES = {
     "digits": DIGITS,
     "text": TEXT,
-    **{name: (f"{ZOO / 'zoo_platform.py'}:{name}", {}, 1) for name in ("Vectors", "Drowned", "Chaotic", "Computed")},
+    **{
+        name: (f"{ZOO / 'zoo_platform.py'}:{name}", {}, 1)
+        for name in ("Vectors", "Drowned", "Chaotic", "Computed", "Positions", "Zero")
+    },
 }
 
 
@@ -176,6 +227,16 @@ class Machine:
 
     def close(self):
         self._process.close()
+
+
+def first_weights(folder, executor, positions=0.0):
+    """A file of fresh weights of ``Positions``, by this machine."""
+    with LocalAuditor(RECIPES["Positions"][0], executor=executor) as auditor:
+        (built,) = auditor.own_builds(Profile(threads=1), {}, 1, folder)
+    weights = {key.partition("/model.")[2]: tensor for key, tensor in load_file(built).items() if "/model." in key}
+    weights["positions"][3] += positions
+    save_file(weights, folder / "first.safetensors")
+    return folder / "first.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +255,8 @@ def recorded(here, tmp_path_factory):
         k = every or usual
         if (name, rule, k) not in made:
             out = folder / f"{name}-{rule}-{k}"
-            train(recipe, out, every=k, settings=settings, profile=here.profile, executor=here, rule=rule)
+            start = {"start": first_weights(folder, here), "start_kind": "observed"} if name == "Positions" else {}
+            train(recipe, out, every=k, settings=settings, profile=here.profile, executor=here, rule=rule, **start)
             made[name, rule, k] = out
         return made[name, rule, k]
 
@@ -212,7 +274,8 @@ def machine(request):
 @pytest.mark.parametrize("rule", POLICIES)
 @pytest.mark.parametrize("name", RECIPES)
 def test_an_honest_run_is_never_rejected_for_the_machine(name, rule, machine, recorded):
-    report = on(machine, recorded(name, rule), rule, RECIPES[name][0])
+    policy = msgspec.structs.replace(POLICIES[rule], assurance="observed", level=1e-6)  # chance is not the question
+    report = on(machine, recorded(name, rule), rule, RECIPES[name][0], policy)
     if report.verdict is not Verdict.ACCEPT:  # some kernels are the same here and there
         assert_undecided(report)
 

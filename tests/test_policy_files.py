@@ -195,7 +195,10 @@ ALL = st.builds(
         Reference, calibration=st.just(DIGEST), recipe=st.just(DIGEST), l1=sizes, l2=sizes, linf=sizes, cos=sizes
     ),
     paper=st.builds(
-        Paper, top=naturals, delta=st.one_of(st.none(), st.dictionaries(st.sampled_from(["l1", "cos"]), sizes))
+        Paper,
+        top=naturals,
+        delta=st.one_of(st.none(), st.dictionaries(st.sampled_from(["l1", "cos"]), sizes, min_size=1)),
+        choose=st.lists(st.sampled_from(["l1", "linf"]), max_size=2).map(tuple),
     ),
     max_steps=st.one_of(st.none(), naturals),
 )
@@ -207,6 +210,8 @@ def test_what_is_written_is_read_again(tmp_path_factory, policy):
     path.write_bytes(dump(policy).encode())
     assert load(str(path)) == policy
     assert policy_digest(load(str(path))) == policy_digest(policy)
+    path.write_bytes(dump(policy, named=False).encode())
+    assert load(str(path)) == msgspec.structs.replace(policy, name="written")
 
 
 # -- mistakes -----------------------------------------------------------------------------------------------------
@@ -247,6 +252,8 @@ WRONG = {
     "a fraction of nothing": ('base = "paper-2021"\n[paper]\nfraction = 0.01', "name a calibration"),
     "paper without its procedure": ("[paper]\ntop = 2", "procedure paper-2021 and a table [paper] go together"),
     "the procedure without its table": ('procedure = "paper-2021"', "go together"),
+    "a choice by nothing that there is": ('base = "paper-2021"\n[paper]\nchoose = ["l3"]', "paper.choose.0"),
+    "deltas of nothing": ('base = "paper-2021"\n[paper]\ndelta = {}', "paper.delta names no metric; there are l1, l2"),
     "a genesis without its nonce": (f'genesis = "{DIGEST}"', "give beacon, too"),
     "no law": ('[laws]\n"*" = "gaussian"', "'gaussian' is no law of initialisation"),
     "no base": ('base = "strict"', "base: 'strict' is no preset; allowed: exact, exact-full"),
@@ -295,6 +302,9 @@ def test_every_field_is_described():
         Policy(genesis=DIGEST),
         Policy(rule="tolerance", limits=Limits(relative=0.1, absolute=0.1, reference=0.1)),
         Policy(procedure="paper-2021", paper=Paper(fraction=0.01)),
+        Policy(procedure="paper-2021", paper=Paper(delta={})),
+        Policy(procedure="paper-2021", paper=Paper(delta={"l3": 1.0})),
+        Policy(procedure="paper-2021", paper=Paper(choose=("l3",))),
     ],
 )
 def test_contradictory_policies(policy):

@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pol import distance, values
+from pol.digest import blake3_bytes, blake3_chunks
 from pol.distance import Comparison
 from pol.errors import IntegrityError
 from pol.proof.container import Placed, header_length, parse_header
-from pol.statetree import Entry
-from pol.store import ProofDirectory
+from pol.statetree import Entry, StateRoot, state_root
+from pol.store import ProofDirectory, checkpoint_path
 from pol.values import Values
+
+CHUNK = 1 << 24
+"""Bytes of a tensor that are hashed at a time: 16 MiB keeps all cores busy and memory far below one state."""
 
 
 class Checkpoint:
@@ -70,3 +74,18 @@ def compare(a: Checkpoint, b: Checkpoint, wanted: Callable[[Entry], bool] = lamb
     if not chosen[0]:
         raise IntegrityError(f"{a.name} and {b.name}: there is nothing to compare")
     return distance.compare((key, zip(a.chunks(key), b.chunks(key), strict=True)) for key in sorted(chosen[0]))
+
+
+def checkpoint_root(store: ProofDirectory, step: int, placed: list[Placed]) -> StateRoot:
+    """State roots of a checkpoint file, streamed entry by entry."""
+    name = checkpoint_path(step)
+    return state_root((slot.entry, content_of(store, name, slot)) for slot in placed)
+
+
+def content_of(store: ProofDirectory, name: str, slot: Placed) -> bytes:
+    """BLAKE3-256 of an entry, in chunks: a file may claim a tensor that is larger than memory."""
+    if slot.end - slot.begin <= CHUNK:
+        return blake3_bytes(store.read_range(name, slot.begin, slot.end))
+    return blake3_chunks(
+        store.read_range(name, begin, min(begin + CHUNK, slot.end)) for begin in range(slot.begin, slot.end, CHUNK)
+    )

@@ -19,7 +19,7 @@ from pol.errors import FormatError
 Digest = NewType("Digest", str)
 """``sha256:`` or ``blake3:`` followed by 64 lower-case hexadecimal digits."""
 
-DIGEST_PATTERN = r"^(sha256|blake3):[0-9a-f]{64}$"
+DIGEST_PATTERN = r"^(sha256|blake3):[0-9a-f]{64}\Z"
 _DIGEST = re.compile(DIGEST_PATTERN)
 
 

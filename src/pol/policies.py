@@ -64,7 +64,12 @@ def load(name_or_path: str) -> Policy:
         raise UsageError(f"{name_or_path}: no such policy: neither a file nor one of {', '.join(PRESETS)}")
     with path.open("rb") as file:
         data = file.read(MAX_POLICY + 1)
-    return _policy(_parse(data, name_or_path), name_or_path, path.stem, path.parent)
+    return _policy(_parse(data, name_or_path), name_or_path, own_name(name_or_path), path.parent)
+
+
+def own_name(name_or_path: str) -> str:
+    """The name of a policy that does not say another: that of the preset, or of the file."""
+    return name_or_path if name_or_path in PRESETS else Path(name_or_path).stem
 
 
 def about(preset: str) -> str:
@@ -72,9 +77,16 @@ def about(preset: str) -> str:
     return _text(preset).partition("\n")[0].removeprefix("# ")
 
 
-def dump(policy: Policy) -> str:
-    """A policy as TOML, every field written out; ``load`` reads it as the same policy."""
+def dump(policy: Policy, *, named: bool = True) -> str:
+    """A policy as TOML, every field written out; ``load`` reads it as the same policy.
+
+    Args:
+        policy: The policy.
+        named: Whether its name is written, too; else the file's own name will stand in reports.
+    """
     fields = msgspec.to_builtins(policy, builtin_types=())
+    if not named:
+        del fields["name"]
     flat = [_line(key, value) for key, value in fields.items() if not isinstance(value, dict) and value is not None]
     tables = []
     for key, value in fields.items():

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pol import canonical, seeds
 from pol.auditor import Auditor, LocalAuditor
-from pol.errors import IntegrityError, ReplayError, StoreError, UsageError
+from pol.checkpoint import checkpoint_root, read_entries
+from pol.errors import FormatError, IntegrityError, ReplayError, StoreError, UsageError
 from pol.messages import Failed, Recorded, Segment, Stepped
 from pol.proof.attestation import MAX_JOURNAL, Journal
 from pol.proof.genesis import (
@@ -26,8 +27,9 @@ from pol.proof.genesis import (
     read_genesis,
     registered,
 )  # fmt: skip
-from pol.proof.log import Log, counts_after, parse_log
+from pol.proof.log import Log, counts_after, parse_log, root_after
 from pol.replay.recipe import Recipe
+from pol.statetree import StateRoot
 from pol.store import (
     CHECKPOINTS,
     GENESIS,
@@ -54,8 +56,8 @@ def regenerate(
 ) -> list[Path]:
     """Write the states after ``steps`` into the folder ``out``, for ``verify(openings=out)``.
 
-    Steps are taken again from the kept state before each, in the recorded profile. States that are there already, from
-    an earlier call that was stopped, stay.
+    Steps are taken again from the kept states before them, in the recorded profile. Recorded states that are there
+    already, from an earlier call that was stopped, stay; what else is there under their names is written over.
 
     Raises:
         UsageError: a step is no boundary of an interval, or not in the run.
@@ -75,7 +77,8 @@ def regenerate(
         (target / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{target}: cannot make the folder: {error.strerror}") from None
-    missing = [step for step in sorted(set(steps)) if not (target / checkpoint_path(step)).exists()]
+    there = ProofDirectory(target)
+    missing = [step for step in sorted(set(steps)) if not _is_there(there, step, root_after(log, genesis.spec, step))]
     with contextlib.ExitStack() as stack:
         if auditor is None:
             auditor = stack.enter_context(LocalAuditor(recipe))
@@ -91,7 +94,7 @@ def _take(
     secret = bytes.fromhex(canonical.decode(store.read(SECRET, 1024), Secret, what=SECRET, limit=1024).r)
     journal = canonical.decode(store.read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)
     seed = seeds.derive_seed(genesis_digest(genesis), bytes.fromhex(journal.beacon.value), secret)
-    segments = [_segment(store, genesis, log, step) for step in missing if step]
+    segments = _segments(store, genesis, log, [step for step in missing if step])
     total = sum(segment.stop - segment.start for segment in segments)
     if 0 in missing:  # the first state is always kept
         _copy(store, target, 0)
@@ -106,7 +109,7 @@ def _take(
             case Recorded(interval=interval):
                 made = folder / f"{interval.stop:012d}.safetensors"
                 if interval.stop in missing:
-                    if interval.root != log.intervals[-(-interval.stop // genesis.spec.every) - 1].root:
+                    if interval.root != root_after(log, genesis.spec, interval.stop):
                         raise IntegrityError(
                             f"taking the steps again leads to another state after step {interval.stop} than the log "
                             "records: regenerate on the machine, and with the versions, that recorded the run"
@@ -120,11 +123,28 @@ def _take(
                 raise ReplayError(message)
 
 
-def _segment(store: ProofDirectory, genesis: Genesis, log: Log, step: int) -> Segment:
-    """From the kept state before ``step`` up to it."""
-    start = max(at for at in kept(genesis.spec) if at < step)
-    path = None if not start and genesis.randomness.built else str(store.path / checkpoint_path(start))
-    return Segment(start=start, stop=step, checkpoint=path, counts=counts_after(log, genesis.spec, start))
+def _is_there(target: ProofDirectory, step: int, recorded: StateRoot) -> bool:
+    """Whether the recorded state is in the folder."""
+    try:
+        return checkpoint_root(target, step, read_entries(target, checkpoint_path(step))) == recorded
+    except FormatError:
+        return False
+
+
+def _segments(store: ProofDirectory, genesis: Genesis, log: Log, steps: list[int]) -> list[Segment]:
+    """From each kept state up to the last of the wanted ones before the next."""
+    last: dict[int, int] = {}
+    for step in steps:
+        last[max(at for at in kept(genesis.spec) if at < step)] = step  # steps are in order
+    return [
+        Segment(
+            start=start,
+            stop=stop,
+            checkpoint=None if not start and genesis.randomness.built else str(store.path / checkpoint_path(start)),
+            counts=counts_after(log, genesis.spec, start),
+        )
+        for start, stop in last.items()
+    ]
 
 
 def _copy(store: ProofDirectory, target: Path, step: int) -> None:

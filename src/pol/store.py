@@ -23,7 +23,7 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".recording"
 
 FILES = (GENESIS, LOG, ATTESTATION, JOURNAL, SECRET, DATASET, ORDER)
-_CHECKPOINT = re.compile(r"^checkpoints/(\d{12})\.safetensors$")
+_CHECKPOINT = re.compile(r"checkpoints/([0-9]{12})\.safetensors")
 _CHUNK = 1 << 20
 
 MAX_LOG_FILE = 2**29
@@ -43,7 +43,7 @@ def checkpoint_path(step: int) -> str:
 
 def checkpoint_step(name: str) -> int | None:
     """The step of a checkpoint's name; None for another file."""
-    match = _CHECKPOINT.match(name)
+    match = _CHECKPOINT.fullmatch(name)  # and nothing else: no further character, no digits of other scripts
     return int(match[1]) if match else None
 
 

@@ -1,5 +1,6 @@
 """A training whose bits depend on the vector instructions of the machine."""
 
+import numpy as np
 import torch
 from torch import nn
 from zoo_base import Base, sgd
@@ -37,6 +38,33 @@ class Chaotic(Base):
         inner = [layer for _ in range(6) for layer in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())]
         model = nn.Sequential(nn.Linear(4, 64), *inner, nn.Linear(64, 3))
         return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)}
+
+
+class Positions(Vectors):
+    """Constants that are computed in floating point, and kept with the weights."""
+
+    def build(self):
+        parts = super().build()
+        waves = torch.linspace(-3.0, 3.0, 512)
+        parts["model"].register_buffer("positions", waves.exp() + (100 * waves).sin())
+        return parts
+
+
+class Zero(Base):
+    """Weights that begin as zeros, and samples whose means are alike in every class: at the first step all gradients
+    are rounding, and Adam takes full steps where it points."""
+
+    batch_size = 500
+
+    def data(self):
+        means = (30 * np.random.default_rng(0).normal(size=(50, 64))).astype("float32")
+        return [{"x": means[i // 10], "y": i % 10} for i in range(500)]
+
+    def build(self):
+        model = nn.Linear(64, 10)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        return {"model": model, "optimizer": torch.optim.Adam(model.parameters(), lr=0.01)}
 
 
 class Computed(Base):

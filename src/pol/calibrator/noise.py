@@ -176,8 +176,7 @@ class NoiseMeter:
     def _moves(self, perturbed: list[Perturbed]) -> tuple[list[float], float]:
         """How far each interval moved all parameters, and what the limits that follow leave over the whole run."""
         advised = _following(perturbed)
-        numbers = {name: float(getattr(advised, name)) for name in ("relative", "absolute", "floor")}
-        limits = Limits(**numbers)
+        limits = Limits(relative=float(advised.relative), absolute=float(advised.absolute), floor=float(advised.floor))
         moves, bounds = [], []
         for index in self._run.chosen:
             interval = self._log.intervals[index]

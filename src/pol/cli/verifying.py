@@ -142,6 +142,8 @@ def verify(
 
     if recipe is None:
         raise UsageError(_recipe_missing(proof))
+    if openings is not None and not openings.is_dir():
+        raise UsageError(f"--openings {openings}: there is no such folder (`pol regenerate --out` makes one)")
     parents, theirs = parent or [], list[str | None](parent_recipe or [])
     if len(theirs) not in (0, len(parents)):
         raise UsageError(f"{len(theirs)} --parent-recipe for {len(parents)} --parent: give one for each, or none")

@@ -22,7 +22,7 @@ MAX_ATTESTATION = 64 * 2**20
 MAX_JOURNAL = 16 * 2**20
 """Largest journal: 16 MiB, a hundred thousand resumes."""
 
-Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Sha256(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ from pol.errors import FormatError
 class EnvelopeSignature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One signature; ``keyid`` is the SHA-256 of the public key (SubjectPublicKeyInfo, DER), hex."""
 
-    keyid: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    keyid: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     sig: Annotated[str, msgspec.Meta(max_length=1024)]
 
 

@@ -181,4 +181,4 @@ def registered(genesis: Genesis, r: bytes) -> Registered:
 class Secret(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The secret r of an open proof, hex: with it anyone can derive the seed and open the samples."""
 
-    r: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+    r: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]

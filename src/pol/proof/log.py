@@ -13,6 +13,7 @@ from pol.errors import FormatError
 from pol.interval import Interval, Origin
 from pol.merkle import Root, leaf_hash, tree
 from pol.proof.genesis import Spec
+from pol.statetree import StateRoot
 
 MAX_LINE = 16 * 2**20
 """Longest record: 16 MiB, a hundred thousand steps of an interval with a new learning rate at each."""
@@ -33,6 +34,11 @@ def counts_after(log: Log, spec: Spec, step: int) -> dict[str, int]:
     if step == 0:
         return {part.name: 0 for part in spec.declaration.parts if part.counted}
     return log.intervals[-(-step // spec.every) - 1].schedules
+
+
+def root_after(log: Log, spec: Spec, step: int) -> StateRoot:
+    """The recorded roots of the state after ``step`` steps, a boundary."""
+    return log.intervals[-(-step // spec.every) - 1].root if step else log.origin.root
 
 
 def encode_record(record: Origin | Interval) -> bytes:

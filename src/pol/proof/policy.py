@@ -1,12 +1,14 @@
 """The policy: what a verifier demands. It is the verifier's own, and its digest stands in the report.
 
-A policy is a value; ``pol.policies`` reads it from a TOML file. Every field is a clause, and a further clause or a
-tighter one only ever turns acceptances into rejections, never the other way.
+A policy is a value; ``pol.policies`` reads it from a TOML file. A field is a clause, and a further clause or a tighter
+one never turns a rejection into an acceptance. No clauses but choices, which ask another question, are ``procedure``,
+``rule``, ``laws`` and the whole table ``paper``, whose limits take the place of the original's constants. ``name`` and
+``version`` only stand in the report.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -75,6 +77,10 @@ class Limits(Struct, frozen=True):
     move for free (attack study, section 11: one per cent)."""
     reference: Size | None = None
     """Largest error of all parameters together, as a share of the calibrated reference distance; needs one."""
+    optimizers: tuple[str, ...] = ("torch.optim.sgd.SGD",)
+    """Optimizers that this rule takes. One that divides by moments that it keeps (Adam) turns an error of those
+    moments, within its limit, into steps of any size later on; naming it here takes that risk. SGD carries an error of
+    its momentum lr / (1 - momentum) further, which is not in the drift."""
     refute: Size = 0.5
     """On a machine that does not give the recorded profile, an error beyond the limits counts against the prover only
     from this share of the move of all parameters on, and only if rounding, measured here, explains less than a tenth of
@@ -123,6 +129,8 @@ class Paper(Struct, frozen=True):
     """delta as a fraction of d_ref (0.01 in the authors' text, 0.008 in their later code); needs a reference."""
     delta: dict[Metric, Size] | None = None
     """Absolute deltas by metric; without these and ``fraction``, the constants of the code."""
+    choose: tuple[Metric, ...] = ()
+    """Metrics by which the largest updates are chosen; empty: those that judge, which are those with a delta."""
 
 
 class Policy(Struct, frozen=True):
@@ -204,7 +212,17 @@ def check_policy(policy: Policy) -> None:
         raise UsageError(f"policy {policy.name!r}: limits.reference is a share of d_ref: name a calibration")
     if (policy.procedure == "paper-2021") != (policy.paper is not None):
         raise UsageError(f"policy {policy.name!r}: procedure paper-2021 and a table [paper] go together")
-    if policy.paper is not None and policy.paper.fraction is not None and policy.reference is None:
-        raise UsageError(f"policy {policy.name!r}: paper.fraction is a fraction of d_ref: name a calibration")
+    if policy.paper is not None:
+        _check_paper(policy, policy.paper)
     if policy.genesis is not None and policy.beacon is None:
         raise UsageError(f"policy {policy.name!r}: genesis is the one that a nonce was given for: give beacon, too")
+
+
+def _check_paper(policy: Policy, paper: Paper) -> None:
+    if paper.fraction is not None and policy.reference is None:
+        raise UsageError(f"policy {policy.name!r}: paper.fraction is a fraction of d_ref: name a calibration")
+    named = {"delta": paper.delta, "choose": paper.choose or None}
+    for key, metrics in named.items():
+        if metrics is not None and (not metrics or set(metrics) - set(get_args(Metric))):
+            names, known = ", ".join(sorted(metrics)) or "no metric", ", ".join(get_args(Metric))
+            raise UsageError(f"policy {policy.name!r}: paper.{key} names {names}; there are {known}")

@@ -1,7 +1,8 @@
-"""A calibration, for people and as JSON."""
+"""A calibration, for people and as JSON. People are shown a policy file that names it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ _METRICS = {"l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞", "cos": "cosine"}
 
 
 def as_json(found: Calibration, digest: str, fingerprint: str, path: str) -> dict[str, Any]:
-    """For ``--json``; ``reference`` is what a policy takes over."""
+    """For ``--json``; ``reference`` is what a policy takes over that names the file and its key."""
     return {
         "calibration": path,
         "digest": digest,
@@ -63,7 +64,7 @@ def refused(found: Calibration) -> list[str]:
 
 
 def calibrated(console: Console, found: Calibration, digest: str, fingerprint: str, path: Path) -> None:
-    """Print what was measured, and what a policy takes over."""
+    """Print what was measured, and a policy that uses it."""
     console.print(Text.assemble(("Calibrated", "bold green"), " ", clean(str(path))), soft_wrap=True)
     counts = f"{plural(found.runs, 'run')} of {plural(found.steps, 'step')}, {plural(found.pairs, 'pair')}"
     exact(console, "recipe", f"{found.recipe.name} {found.recipe.digest}")
@@ -80,22 +81,37 @@ def calibrated(console: Console, found: Calibration, digest: str, fingerprint: s
         )
     console.print(table)
     console.print()
-    console.print("The same recipe, trained again from another seed, ends this far away. For a policy (TOML):")
+    console.print("The same recipe, trained again from another seed, ends this far away.")
     console.print()
-    _table(console, "reference", reference_of(found))
     if found.noise is not None:
-        console.print()
         _noise(console, found, found.noise)
+        console.print()
+    _policy(console, found, fingerprint, path)
 
 
-def _table(
-    console: Console, title: str, fields: Mapping[str, str | float], comments: Mapping[str, str] | None = None
-) -> None:
-    console.print(f"[{title}]")
+def _policy(console: Console, found: Calibration, fingerprint: str, path: Path) -> None:
+    """A whole policy file. It names the signed file and not its numbers, which anybody could write."""
+    limits = None if found.noise is None else found.noise.limits
+    base = "exact" if refused(found) else "tolerance"
+    console.print("A policy file (TOML) for this folder:")
+    console.print()
+    _lines(console, {"base": base, "calibration": str(path), "calibration_key": fingerprint})
+    if limits is not None:
+        assert found.noise is not None
+        console.print("\n[limits]")
+        _lines(console, limits_of(limits), {} if limits.source == "preset" else _sources(found.noise))
+
+
+def _lines(console: Console, fields: Mapping[str, str | float], comments: Mapping[str, str] | None = None) -> None:
     for name, value in fields.items():
         comment = f"  # {comments[name]}" if comments and name in comments else ""
-        text = f'"{value}"' if isinstance(value, str) else repr(value)
+        text = _string(value) if isinstance(value, str) else repr(value)
         console.print(f"{name} = {text}{comment}", soft_wrap=True)
+
+
+def _string(text: str) -> str:
+    """A string of TOML; what a terminal would act on, or hide, is written as an escape."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(text, ensure_ascii=False))
 
 
 def _noise(console: Console, found: Calibration, noise: Noise) -> None:
@@ -117,12 +133,9 @@ def _noise(console: Console, found: Calibration, noise: Noise) -> None:
         return
     if noise.limits.source == "preset":
         what = "all intervals end in equal bits" if _all_equal(noise) else "no error is beyond rounding"
-        console.print(f"On this machine {what}, so it shows no limits. These are those of the preset tolerance:")
+        console.print(f"On this machine {what}, so it shows no limits. Below are those of the preset tolerance.")
     else:
-        console.print(f"There is room for limits: {MARGIN:g} times the worst that was seen. For a policy (TOML):")
-    console.print()
-    reasons = {} if noise.limits.source == "preset" else _sources(noise)
-    _table(console, "limits", limits_of(noise.limits), reasons)
+        console.print(f"There is room for limits: {MARGIN:g} times the worst that was seen.")
 
 
 def _sources(noise: Noise) -> dict[str, str]:

@@ -102,7 +102,7 @@ def _build(job: Build, emit: Emit) -> None:
     if job.compare is not None:
         comparisons = compare(State.load(Path(job.compare)), arrival.state)
     if job.save is not None:
-        arrival.state.save(Path(job.save))
+        save_atomically(arrival.state, Path(job.save))
     if job.leaves is not None:
         write_leaves(arrival, Path(job.leaves), bytes.fromhex(job.salt_key), _Progress(emit, arrival.loader.samples))
     if job.check_leaves is not None:
@@ -230,7 +230,7 @@ def _replay(job: Replay, emit: Emit) -> None:
 
 def _replayed(emit: Emit, folder: str | None, interval: Interval, state: State, samples: list[str]) -> None:
     if folder is not None:
-        state.save(Path(folder) / checkpoint_name(interval.stop))
+        save_atomically(state, Path(folder) / checkpoint_name(interval.stop))
     emit(Recorded(interval=interval, samples=samples))
 
 

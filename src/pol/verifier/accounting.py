@@ -40,6 +40,30 @@ DRAWN = ("parameter", "buffer", "transient")
 """Kinds of entries that an initialisation draws."""
 
 
+class Builds:
+    """Builds of the verifier's recipe under different seeds of its own. What they say is worked out once."""
+
+    def __init__(self, states: Sequence[Checkpoint]) -> None:
+        self.states = states
+        self._contents: dict[str, tuple[str, ...]] = {}
+        self._fitting: dict[tuple[str, Law | None, float], dict[str, Distribution] | str] = {}
+
+    def contents(self, key: str) -> tuple[str, ...]:
+        """Digest of an entry in each build."""
+        if key not in self._contents:
+            self._contents[key] = tuple(digest(state, key) for state in self.states)
+        return self._contents[key]
+
+    def fitting(self, key: str, law: Law | None, level: float) -> dict[str, Distribution] | str:
+        """The laws that the builds fit, or why there is none; tried is ``law``, or every standard one."""
+        if (key, law, level) not in self._fitting:
+            shapes = {key: slot.entry.shape for key, slot in self.states[0].entries.items()}
+            entry = self.states[0].entries[key].entry
+            tried = CANDIDATES if law is None else [law]
+            self._fitting[key, law, level] = _fitting(entry, self.states, tried, shapes, level)
+        return self._fitting[key, law, level]
+
+
 @dataclass(frozen=True)
 class Finding:
     """What was found out about one entry of the first state."""
@@ -50,44 +74,46 @@ class Finding:
     law: str | None = None
     p: float | None = None
     """Of a drawn tensor: how likely honest draws are to fit the law no better."""
+    settled: bool = False
+    """Known to follow from the seed of the run; not looked at here."""
 
 
 def account(
-    first: Checkpoint, own: Sequence[Checkpoint], policy: Policy, settled: Collection[str] = ()
+    first: Checkpoint, own: Builds | Sequence[Checkpoint], policy: Policy, settled: Collection[str] = ()
 ) -> list[Finding]:
     """One finding per entry of the first state or the own builds, and per pattern of the policy that matches none.
 
     Args:
         first: The first state of the proof.
-        own: Builds of the verifier's recipe under seeds of its own; different ones.
+        own: Builds of the verifier's recipe under seeds of its own; different ones. ``Builds`` remember what they are.
         policy: Its laws, its level, and which constants it permits.
         settled: Entries that are known to follow from the seed of the run, bit for bit.
     """
+    own = own if isinstance(own, Builds) else Builds(own)
+    build = own.states[0]
     named = {pattern: laws.parse(text) for pattern, text in policy.laws.items()}
-    keys = sorted({*first.entries, *own[0].entries}, key=lambda key: (not key.startswith("parameter/"), key))
+    keys = sorted({*first.entries, *build.entries}, key=lambda key: (not key.startswith("parameter/"), key))
     found = [
         Finding(pattern, "unverified", f"matches no entry, but your policy names its law ({law})")
         for pattern, law in named.items()
         if not fnmatch.filter(keys, pattern)
     ]
-    contents: dict[str, tuple[str, ...]] = {}
     owners: dict[tuple[str, ...], str] = {}
     drawn: list[str] = []
     for key in keys:
         if key in settled:
-            found.append(Finding(key, "passed", "follows from the seed of the run", "seed"))
+            found.append(Finding(key, "passed", "follows from the seed of the run", settled=True))
             continue
-        if objection := _objection(key, first, own):
+        if objection := _objection(key, first, own.states):
             found.append(objection)
             continue
-        contents[key] = tuple(digest(state, key) for state in own)
-        law = _named(key, named)
-        if len(set(contents[key])) == 1:
-            found.append(_fixed(key, contents[key][0], law, first, own[0], policy))
-        elif contents[key] in owners:
-            found.append(_copy(key, owners[contents[key]], first))
-        elif own[0].entries[key].entry.dtype in FLOATING and own[0].entries[key].entry.kind in DRAWN:
-            owners[contents[key]] = key
+        contents, entry = own.contents(key), build.entries[key].entry
+        if len(set(contents)) == 1:
+            found.append(_fixed(key, contents[0], _named(key, named), first, build, policy))
+        elif contents in owners:
+            found.append(_copy(key, owners[contents], first))
+        elif entry.dtype in FLOATING and entry.kind in DRAWN:
+            owners[contents] = key
             drawn.append(key)
         else:
             found.append(Finding(key, "unverified", "depends on the seed, and no law describes such an entry"))
@@ -124,12 +150,12 @@ def _fixed(key: str, content: str, law: Law | None, first: Checkpoint, own: Chec
         kind = entry.dtype if entry.dtype in FLOATING else "F64"
         if value is None or not isinstance(bound, Constant) or not p_value(np.array([value]), bound, kind):
             return Finding(key, "unverified", f"is the same under every seed, against the law {law}", name)
-    elif value is None and entry.num_bytes and not _permitted(entry.kind, policy.constants):
+    elif value is None and entry.num_bytes and not permitted(entry.kind, policy.constants):
         return Finding(key, "unverified", "has the same several values under every seed: they may come from elsewhere")
     return Finding(key, "passed", "is what your recipe builds under every seed", name)
 
 
-def _permitted(kind: str, constants: str) -> bool:
+def permitted(kind: str, constants: str) -> bool:
     """Whether a policy allows entries of this kind that hold several values under every seed."""
     return constants == "any" or (constants == "buffers" and kind not in ("parameter", "optimizer", "object"))
 
@@ -154,21 +180,19 @@ def _copy(key: str, owner: str, first: Checkpoint) -> Finding:
 
 
 def _drawn(
-    keys: Sequence[str], first: Checkpoint, own: Sequence[Checkpoint], named: Mapping[str, Law], level: float
+    keys: Sequence[str], first: Checkpoint, own: Builds, named: Mapping[str, Law], level: float
 ) -> list[Finding]:
     """Test the tensors that an initialisation draws, all at one family-wise level."""
-    shapes = {key: slot.entry.shape for key, slot in own[0].entries.items()}
     unknown, tested = [], []
     for key in keys:
-        entry = own[0].entries[key].entry
         law = _named(key, named)
-        fitting = _fitting(entry, own, [law] if law else CANDIDATES, shapes, level / _MISSES / len(keys))
+        fitting = own.fitting(key, law, level / _MISSES / len(keys))
         if isinstance(fitting, str):
             because = f"{law}, the law that your policy names, {fitting}" if law else fitting
             unknown.append(Finding(key, "unverified", because, str(law) if law else None))
             continue
-        values = _sorted([first], key)
-        found = {name: p_value(values, distribution, entry.dtype) for name, distribution in fitting.items()}
+        values, dtype = _sorted([first], key), first.entries[key].entry.dtype
+        found = {name: p_value(values, distribution, dtype) for name, distribution in fitting.items()}
         best = max(found, key=found.__getitem__)  # of laws that are one for this shape, the first
         tested.append(Finding(key, "passed", "", best, found[best]))
     # Unverified tensors count, too: naming a law for one of them must not make the test of the others milder.

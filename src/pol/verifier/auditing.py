@@ -14,6 +14,7 @@ from pol import canonical, seeds
 from pol.auditor import Auditor
 from pol.checkpoint import Checkpoint
 from pol.distance import within
+from pol.errors import StoreError
 from pol.interval import Interval
 from pol.messages import Failed, Finished, Opened, Recorded, Segment, Stepped
 from pol.order import epoch_order, observed_order, sample_list_digest
@@ -21,7 +22,7 @@ from pol.proof.genesis import registered
 from pol.proof.policy import Limits
 from pol.proof.report import Check, Deviation, IntervalResult, Status
 from pol.store import ORDER
-from pol.verifier import noise, tolerance
+from pol.verifier import rounding, tolerance
 from pol.verifier.case import Case, Checks, failed, passed
 from pol.verifier.replayed import Platform, segments, state_after
 
@@ -65,17 +66,15 @@ def _refute(case: Case, limits: Limits, auditor: Auditor, folder: Path) -> None:
     Only the farthest few are looked at: where rounding is small, the first shows it; where it is not, none would.
     """
     far = [
-        (found, position)
+        (result.deviation.relative, position)
         for position, result in enumerate(case.intervals)
-        if result.status == "unable"
-        and result.deviation is not None
-        and (found := result.deviation.relative) >= limits.refute
+        if result.deviation is not None and _undecided(case, result)
     ]
     for found, position in sorted(far, reverse=True)[:_LOOKED_AT]:
         result = case.intervals[position]
         replayed = folder / f"{result.stop:012d}.safetensors"
         with tempfile.TemporaryDirectory(dir=folder) as inner:
-            if noise.beyond(case, auditor, result.start, replayed, found, Path(inner)):
+            if rounding.beyond(case, auditor, result.start, replayed, found, Path(inner)):
                 detail = f"{result.detail}. But rounding, measured here, explains less than a tenth of the error"
                 case.intervals[position] = msgspec.structs.replace(result, status="failed", detail=detail)
                 return
@@ -123,6 +122,14 @@ def _result(case: Case, index: int, status: Status, detail: str, deviation: Devi
     return IntervalResult(index, interval.start, interval.stop, status, detail, deviation)
 
 
+def _undecided(case: Case, result: IntervalResult) -> bool:
+    """Whether an interval could not be decided, but is farther off than rounding usually is."""
+    limits = case.policy.limits
+    if limits is None or result.deviation is None or result.status != "unable":
+        return False
+    return result.deviation.relative >= limits.refute
+
+
 def _near(found: str | None, recorded: str | None, limit: float) -> bool:
     """Whether two mean losses agree within a share of one plus their size."""
     if found is None or recorded is None:
@@ -166,6 +173,8 @@ class _Replay:
                         finished - 1,
                         f"the recipe imports the local module {module}, which its digest does not cover",
                     )
+                case Failed(kind="StoreError", message=message):
+                    raise StoreError(f"this machine, not the proof: {message}")
                 case Failed(message=message):
                     return finished, message
         return finished, None if finished == len(waiting) else "the replay ended early"
@@ -181,6 +190,8 @@ class _Replay:
         wrong, deviation = self._difference(found, recorded)
         check = self._platform.mismatch("replay", wrong) if wrong else passed("replay", "")
         case.intervals.append(_result(case, index, check.status, check.detail, deviation))
+        if self._folder is not None and not _undecided(case, case.intervals[-1]):
+            (self._folder / f"{found.stop:012d}.safetensors").unlink(missing_ok=True)  # not one state for each interval
 
     def _difference(self, found: Interval, recorded: Interval) -> tuple[str, Deviation | None]:
         """In what a replayed interval differs from its record, "" if in nothing.

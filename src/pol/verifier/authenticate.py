@@ -20,6 +20,7 @@ from pol.store import (
     MAX_LOG_FILE,
     ORDER,
     SECRET,
+    checkpoint_path,
     checkpoint_step,
 )  # fmt: skip
 from pol.verifier.case import Case, Checks, passed, require
@@ -65,6 +66,8 @@ def contents(case: Case) -> Checks:
     for name, size in sorted(case.files.items()):
         step = checkpoint_step(name)
         if step is not None:
+            if name != checkpoint_path(step) or step in case.checkpoints:  # read under the one name of its step
+                raise FormatError(f"{name!r}: not the name of the state after {step} steps")
             prefix = case.store.read_range(name, 0, 8)
             header = case.store.read_range(name, 8, 8 + header_length(prefix, size, name))
             case.checkpoints[step] = parse_header(header, size, name)

@@ -9,17 +9,14 @@ from typing import Any
 import msgspec
 
 from pol import seeds
-from pol.digest import blake3_bytes, blake3_chunks
+from pol.checkpoint import CHUNK, checkpoint_root, content_of
+from pol.digest import blake3_chunks
 from pol.errors import FormatError, IntegrityError, UsageError
 from pol.merkle import tree
-from pol.proof.container import Placed, header_length, parse_header
+from pol.proof.container import header_length, parse_header
 from pol.proof.released import released
-from pol.statetree import StateRoot, state_root
-from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, SECRET, ProofDirectory, checkpoint_path
+from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, SECRET, checkpoint_path
 from pol.verifier.case import Case, Checks, passed, require
-
-CHUNK = 1 << 24
-"""Bytes of a tensor that are hashed at a time: 16 MiB keeps all cores busy and memory far below one state."""
 
 
 def files(case: Case) -> Checks:
@@ -79,25 +76,10 @@ def states(case: Case) -> Checks:
     )  # fmt: skip
 
 
-def checkpoint_root(store: ProofDirectory, step: int, placed: list[Placed]) -> StateRoot:
-    """State roots of a checkpoint file, streamed entry by entry."""
-    name = checkpoint_path(step)
-    return state_root((slot.entry, _content(store, name, slot)) for slot in placed)
-
-
-def _content(store: ProofDirectory, name: str, slot: Placed) -> bytes:
-    """BLAKE3-256 of an entry, in chunks: a file may claim a tensor that is larger than memory."""
-    if slot.end - slot.begin <= CHUNK:
-        return blake3_bytes(store.read_range(name, slot.begin, slot.end))
-    return blake3_chunks(
-        store.read_range(name, begin, min(begin + CHUNK, slot.end)) for begin in range(slot.begin, slot.end, CHUNK)
-    )
-
-
 def contents(case: Case, step: int) -> dict[str, str]:
     """Entry key to BLAKE3-256 (hex) of its content, of a kept checkpoint."""
     name = checkpoint_path(step)
-    return {slot.entry.key: _content(case.store, name, slot).hex() for slot in case.checkpoints[step]}
+    return {slot.entry.key: content_of(case.store, name, slot).hex() for slot in case.checkpoints[step]}
 
 
 def released_model(case: Case) -> Checks:
@@ -132,7 +114,7 @@ def compare_model(case: Case, model: Path, step: int, otherwise: str) -> int:
 
 def _released(case: Case, part: str, step: int) -> tuple[dict[str, tuple[str, tuple[int, ...], bytes]], set[str]]:
     tensors, optional = released(case.genesis.spec.declaration, part, case.checkpoints.get(step, []))
-    contents = {id(slot): _content(case.store, checkpoint_path(step), slot) for slot in tensors.values()}
+    contents = {id(slot): content_of(case.store, checkpoint_path(step), slot) for slot in tensors.values()}
     return {
         name: (slot.entry.dtype, tuple(slot.entry.shape), contents[id(slot)]) for name, slot in tensors.items()
     }, optional

@@ -14,7 +14,7 @@ from pol.proof.challenge import Draws, Window
 from pol.proof.container import Placed
 from pol.proof.envelope import Envelope
 from pol.proof.genesis import Genesis, Secret, genesis_digest
-from pol.proof.log import Log
+from pol.proof.log import Log, root_after
 from pol.proof.policy import Policy
 from pol.proof.report import Check, Drift, IntervalResult, Report
 from pol.statetree import StateRoot
@@ -75,7 +75,7 @@ class Case:
 
     def root_after(self, step: int) -> StateRoot:
         """The recorded roots of the state after ``step`` steps, a boundary."""
-        return self.log.intervals[-(-step // self.genesis.spec.every) - 1].root if step else self.log.origin.root
+        return root_after(self.log, self.genesis.spec, step)
 
     @property
     def r(self) -> bytes:

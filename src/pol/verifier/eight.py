@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 from pol.auditor import Auditor
 from pol.proof.report import Assurance, Step, confidence_sentence
-from pol.verifier import auditing, authenticate, bind, origins, replayed, shape, tolerance, within
+from pol.verifier import auditing, authenticate, bind, clauses, origins, replayed, shape, tolerance
 from pol.verifier.case import Case, Checks
 from pol.verifier.procedure import Procedure, not_run, run_step
 
 AUTHENTICATE = (authenticate.signatures, authenticate.trusted_key, authenticate.beacon)
 BIND = (bind.files, bind.chain, bind.states, bind.released_model)
-SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, *within.CLAUSES,
-         tolerance.precise, tolerance.drift)  # fmt: skip
+SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, *clauses.CLAUSES,
+         tolerance.precise, tolerance.optimizers, tolerance.drift)  # fmt: skip
 
 
 def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
@@ -54,7 +54,7 @@ def confidence(case: Case) -> str:
 
 def assurance(case: Case) -> Assurance:
     """How far an ACCEPT reaches."""
-    level = within.level(case)
+    level = clauses.level(case)
     if level == "verifier-seeded":
         randomness = "The randomness follows from the nonce that you gave for this genesis: nobody could choose it."
     elif case.policy.beacon is not None:
@@ -68,7 +68,10 @@ def assurance(case: Case) -> Assurance:
     )
     statements = [origins.statement(case), randomness]
     if case.genesis.randomness.order == "observed":
-        statements.append("The claimant chose the order of the data; every epoch visits every sample once.")
+        declaration = case.genesis.spec.declaration
+        left = declaration.samples % declaration.batch_size if declaration.drop_last else 0
+        beside = f" but {left}, which the claimant chose, too" if left else ""
+        statements.append(f"The claimant chose the order of the data; every epoch visits every sample once{beside}.")
     if case.drift is not None:
         statements.append(
             f"Within tolerance, not bit for bit: all limits together leave a forger {case.drift.bound:.2g}, where the "

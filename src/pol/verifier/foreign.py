@@ -2,8 +2,9 @@
 
 The verifier builds its recipe under seeds of its own and learns from these builds what each entry of a first state is:
 
-- *fixed*: the same in every build. The first state must hold it bit for bit. So optimizer state, counters and
-  schedules are fresh. Fixed tensors of several values could be weights from elsewhere: the policy must allow them.
+- *fixed*: the same in every build. The first state must hold it bit for bit (where this machine does not give the
+  recorded profile, a difference decides nothing). So optimizer state, counters and schedules are fresh. Fixed tensors
+  of several values could be weights from elsewhere: the policy must allow them.
 - *a copy* of a drawn parameter (a moving average begins as one): it must be that copy in the first state, too.
 - *drawn*: different in every build. Its law is the one that the policy names, or the standard laws that fit; either
   way the law must fit the verifier's own builds, so that none can be tailored to stolen weights. The first state's
@@ -21,32 +22,45 @@ import math
 import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from pol.auditor import Auditor
 from pol.checkpoint import Checkpoint
 from pol.messages import Failed
+from pol.profile import Profile
 from pol.statetree import FLOATING
 from pol.store import checkpoint_path
 from pol.verifier.accounting import BUILDS, DRAWN, ENOUGH, MOST_BUILDS, Finding, account, digest, everything
 from pol.verifier.case import Case, Checks, failed, passed, unable
 from pol.verifier.ranks import order
+from pol.verifier.replayed import Platform
 
 
-def observed(case: Case, auditor: Auditor, settled: Collection[str] = ()) -> Checks:
+def observed(case: Case, auditor: Auditor, platform: Platform, settled: Collection[str] = ()) -> Checks:
     """Build under seeds of the verifier's own, then ``foreign``."""
     genesis = case.genesis
     with tempfile.TemporaryDirectory(prefix="pol-") as folder:
-        own: list[Path] = []
-        wanted = BUILDS
-        while len(own) < wanted:
-            case.progress("building under seeds of our own", len(own), wanted)
-            more = auditor.own_builds(genesis.profile, genesis.recipe.configuration, wanted - len(own), Path(folder))
-            if isinstance(more, Failed):
-                yield unable("own builds", f"the recipe cannot be built here: {more.message}")
-                return
-            own += more
-            wanted = builds_wanted(own)
-        yield from foreign(case, own, settled)
+        own = own_builds(case, auditor, genesis.profile, genesis.recipe.configuration, Path(folder))
+        if isinstance(own, Failed):
+            yield unable("own builds", f"the recipe cannot be built here: {own.message}")
+            return
+        yield from foreign(case, own, platform, settled)
+
+
+def own_builds(
+    case: Case, auditor: Auditor, profile: Profile, configuration: dict[str, Any], folder: Path
+) -> list[Path] | Failed:
+    """Builds under seeds of the verifier's own, as many as the smallest tensor takes to show its law."""
+    own: list[Path] = []
+    wanted = BUILDS
+    while len(own) < wanted:
+        case.progress("building under seeds of our own", len(own), wanted)
+        more = auditor.own_builds(profile, configuration, wanted - len(own), folder)
+        if isinstance(more, Failed):
+            return more
+        own += more
+        wanted = builds_wanted(own)
+    return own
 
 
 def builds_wanted(own: Sequence[Path]) -> int:
@@ -62,19 +76,20 @@ def builds_wanted(own: Sequence[Path]) -> int:
     return min(MOST_BUILDS, max(BUILDS, -(-ENOUGH // max(1, min(sizes, default=ENOUGH)))))
 
 
-def foreign(case: Case, own: Sequence[Path], settled: Collection[str] = ()) -> Checks:
+def foreign(case: Case, own: Sequence[Path], platform: Platform, settled: Collection[str] = ()) -> Checks:
     """Check the first state of the proof against files of own builds under different seeds.
 
     Args:
         case: The verification, after step 4.
         own: Checkpoint files of builds of the verifier's recipe under seeds of its own.
+        platform: Whether these builds say what the recorded machine builds, bit for bit.
         settled: Entries that are known to follow from the seed of the run, bit for bit.
     """
     first = Checkpoint(case.store, checkpoint_path(0), case.checkpoints[0])
     end = case.genesis.spec.steps
     last = Checkpoint(case.store, checkpoint_path(end), case.checkpoints[end])
     findings = account(first, [Checkpoint.at(path) for path in own], case.policy, settled)
-    yield from judged(findings, case.policy.level)
+    yield from judged(findings, case.policy.level, platform)
     drawn = [found.key for found in findings if found.p is not None and found.key in last.entries]
     compared = {key: order(everything(first, key), everything(last, key)) for key in drawn}
     if kept := [key for key, found in compared.items() if found is not None and found.kept]:
@@ -85,22 +100,31 @@ def foreign(case: Case, own: Sequence[Path], settled: Collection[str] = ()) -> C
         )
     else:
         seen = sum(found is not None for found in compared.values())
-        yield passed("order", f"{seen} tensors moved and were screened; none was laid out along its last values")
+        yield passed(
+            "order",
+            f"{seen} tensors moved and were screened; none was laid out along its last values"
+            if seen
+            else "no tensor moved enough to be screened",
+        )
 
 
-def judged(findings: Sequence[Finding], level: float) -> Checks:
-    """The findings as checks: entries that are exact, tensors that are tested, and those that are neither."""
-    exact = [found for found in findings if found.p is None and found.status != "unverified"]
+def judged(findings: Sequence[Finding], level: float, platform: Platform) -> Checks:
+    """The findings as checks: entries that are exact, tensors that are tested, and those that are neither.
+
+    Bits depend on the machine: an entry that differs fails only where this machine gives the recorded profile. A test
+    of a law does not: it fails anywhere.
+    """
+    exact = [found for found in findings if found.p is None and found.status != "unverified" and not found.settled]
     tested = [found for found in findings if found.p is not None]
-    for name, group, good in (
-        ("fresh", exact, f"{len(exact)} entries are those of your own builds, bit for bit"),
-        ("laws", tested, _summary(tested, level)),
+    for name, group, good, bad in (
+        ("fresh", exact, f"{len(exact)} entries are those of your own builds, bit for bit", platform.mismatch),
+        ("laws", tested, _summary(tested, level), failed),
     ):
         wrong = [found for found in group if found.status == "failed"]
         for found in wrong[:_SHOWN]:
-            yield failed(name, f"{found.key} {found.detail}")
+            yield bad(name, f"{found.key} {found.detail}")
         if len(wrong) > _SHOWN:
-            yield failed(name, f"and {len(wrong) - _SHOWN} more")
+            yield bad(name, f"and {len(wrong) - _SHOWN} more")
         if not wrong and group:
             yield passed(name, good)
     unknown = [found for found in findings if found.status == "unverified"]

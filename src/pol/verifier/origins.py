@@ -9,7 +9,7 @@ from pathlib import Path
 from pol import canonical
 from pol.auditor import Auditor
 from pol.declaration import difference
-from pol.errors import IntegrityError
+from pol.errors import FormatError, IntegrityError, UsageError
 from pol.messages import Built, Comparison, Failed
 from pol.proof.genesis import Parent
 from pol.proof.policy import LEVELS
@@ -91,7 +91,10 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
 def _given(case: Case) -> Checks:
     """The weights are those of the verifier's file, or the ones that its policy names, which step 4 has compared."""
     if case.start is not None:
-        bind.compare_model(case, case.start, 0, "not the weights that you gave out")
+        try:
+            bind.compare_model(case, case.start, 0, "not the weights that you gave out")
+        except FormatError as error:
+            raise UsageError(f"{case.start}: this is no model file (safetensors): {error}") from None
         yield passed("start", f"the run starts from {case.start.name}, bit for bit")
     elif case.policy.start is None:
         yield unable("start", "this run starts from weights that a verifier gave out: name their file (--start)")

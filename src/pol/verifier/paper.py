@@ -9,7 +9,8 @@ hyperparameters or check for NaN. What it looks at:
 6. **Challenge**: the Q largest updates of each epoch, by parameters alone.
 7. **Audit**: each of these, taken again as the checkpoint and the log say, ends near enough (``paper_audit``).
 
-Steps 1, 3 and 4 are not run, because the original has nothing like them. A forged directory is no error: what cannot
+Steps 1, 3 and 4 are not run, because the original has nothing like them; what a policy demands there is named in step
+4 as not looked at. A forged directory is no error: what cannot
 be read is a failed check of step 2, where the original would have crashed.
 """
 
@@ -28,6 +29,7 @@ from pol.proof.attestation import MAX_ATTESTATION, Statement
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, Spec
 from pol.proof.log import parse_log
+from pol.proof.policy import Policy, Struct
 from pol.proof.report import NOT_SHOWN, Assurance, Check, Step
 from pol.store import ATTESTATION, GENESIS, LOG, MAX_LOG_FILE, SECRET, checkpoint_path
 from pol.verifier import paper_audit, paper_origin
@@ -38,6 +40,15 @@ from pol.verifier.procedure import Procedure, not_run, run_step
 
 MOST_EPOCHS = 10**6
 """Most epochs that are looked at: windows are counted one by one."""
+
+
+_LOOKED_AT = frozenset(
+    {"name", "version", "procedure", "paper", "laws", "max_depth", "max_threads", "max_bytes", "max_steps"}
+)
+"""Fields of a policy that mean something here."""
+
+_ASKS_NOTHING = Policy(assurance="observed", order="permutation")
+"""The other fields as the preset leaves them."""
 
 
 class _Spec(Spec, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +65,7 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
     """Steps 2, 5, 6 and 7; after one that does not pass, the rest are not run."""
     deltas = limits(case.policy)
     runs: list[Run] = []
+    given = ignored(case)
     plan: dict[int, Callable[[], Checks] | str] = {
         1: "the original compares no signature or key: a proof is anybody's who holds it",
         2: lambda: _parse(case, runs),
@@ -66,7 +78,8 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
     stopped = False
     for number, checks in plan.items():
         if isinstance(checks, str):
-            yield not_run(number, Check("original", "not run", checks))
+            further = [Check("policy", "not run", f"of what you demand, {given}")] if given and number == 4 else []
+            yield not_run(number, Check("original", "not run", checks), *further)
         elif stopped:
             yield not_run(number)
         else:
@@ -110,6 +123,25 @@ def _parse(case: Case, runs: list[Run]) -> Checks:
     yield passed("files", f"{count} steps in {run.intervals} intervals of {run.every}, with every state between them")
 
 
+def ignored(case: Case) -> str:
+    """Says which clauses of the policy, and which files, nothing here looks at; empty if there are none."""
+    policy, found = case.policy, list[str]()
+    by_reference = policy.paper is not None and policy.paper.fraction is not None
+    for name in sorted(set(Policy.__struct_fields__) - _LOOKED_AT - ({"reference"} if by_reference else set())):
+        value, usual = getattr(policy, name), getattr(_ASKS_NOTHING, name)
+        if isinstance(usual, Struct):
+            inner = [key for key in usual.__struct_fields__ if getattr(value, key) != getattr(usual, key)]
+            found += [f"{name}.{key}" for key in inner]
+        elif value != usual:
+            found.append(name)
+    files = {
+        "the released model": case.model, "the first weights that you gave out": case.start,
+        "the openings": case.openings, "the parents": case.parent,
+    }  # fmt: skip
+    found += [name for name, value in files.items() if value is not None]
+    return f"this procedure does not look at: {', '.join(found)}" if found else ""
+
+
 def confidence(case: Case) -> str:
     """What an ACCEPT of this procedure is worth."""
     taken, total = len(case.intervals), case.draws.intervals if case.draws else 0
@@ -121,12 +153,14 @@ def confidence(case: Case) -> str:
 
 def assurance(case: Case) -> Assurance:
     """The level of an ACCEPT: broken."""
+    given = ignored(case)
     return Assurance(
         level="broken",
         statements=[
             "Broken: published forgeries that take a minute pass this verification of 2021. It is here to show that.",
             "Never use it in a dispute. It compared no key, no released model and no date.",
             "Optimizer state, hyperparameters, learning rates and order were taken at the prover's word.",
+            *([f"Of what you demand, {given}."] if given else []),
         ],
     )
 

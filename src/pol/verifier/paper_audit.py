@@ -1,5 +1,7 @@
 """Steps 6 and 7 of procedure ``paper-2021``: the largest updates of each epoch, and one limit per metric.
 
+The original takes the same metrics for both; ``paper.choose`` names others for the choice.
+
 Faithful to the released code where that matters to a forger: windows are rounded, an epoch without an interval
 passes, NaN ranks first and is above no limit, and the whole state is loaded from the prover's file. The cosine is the
 right one: the released code divided by the wrong norm, so that more passed.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, isnan
@@ -21,7 +23,7 @@ import numpy as np
 from pol.auditor import Auditor
 from pol.checkpoint import Checkpoint, compare, read_entries
 from pol.distance import METRICS, Distances
-from pol.errors import FormatError, IntegrityError, UsageError
+from pol.errors import FormatError, IntegrityError
 from pol.interval import Interval, Rates
 from pol.messages import Failed, Reached, Segment
 from pol.profile import Profile
@@ -45,23 +47,12 @@ Limits = Mapping[str, float]
 
 
 def limits(policy: Policy) -> dict[str, float]:
-    """The limit of each metric that is used; where a policy gives two, the smaller.
-
-    Raises:
-        UsageError: the policy has no table for this procedure, or one that names no or unknown metrics.
-    """
+    """The limit of each metric that judges; where a policy gives two, the smaller."""
     paper = policy.paper
-    if paper is None:
-        raise UsageError(f"policy {policy.name!r}: procedure paper-2021 needs a table [paper]")
-    found: dict[str, float] = {}
-    if paper.delta is not None:
-        if not paper.delta or set(paper.delta) - set(METRICS):
-            named = ", ".join(sorted(paper.delta)) or "no metric"
-            raise UsageError(f"policy {policy.name!r}: paper.delta names {named}; there are {', '.join(METRICS)}")
-        found.update({str(name): delta for name, delta in paper.delta.items()})
+    assert paper is not None  # ``check_policy`` has seen to it, and to the rest
+    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
     if paper.fraction is not None:
-        if policy.reference is None:
-            raise UsageError(f"policy {policy.name!r}: paper.fraction is a fraction of d_ref: name a calibration")
+        assert policy.reference is not None
         for name in METRICS:
             found[name] = min(found.get(name, inf), paper.fraction * float(getattr(policy.reference, name)))
     return {name: found[name] for name in METRICS if name in found} or dict(CODE)
@@ -109,21 +100,21 @@ def entries(case: Case, step: int) -> list[Placed]:
 def challenge(case: Case, run: Run, deltas: Limits) -> Checks:
     """Step 6: per epoch and metric the Q largest updates of the parameters; all, if Q is 0."""
     assert case.policy.paper is not None
-    top = case.policy.paper.top
-    chosen = set(range(run.intervals)) if top == 0 else _largest(case, run, top, list(deltas))
+    top, metrics = case.policy.paper.top, list(case.policy.paper.choose or deltas)
+    chosen = set(range(run.intervals)) if top == 0 else _largest(case, run, top, metrics)
     case.draws = Draws(intervals=run.intervals, mandatory=[], top=sorted(chosen), uniform=[], weighted=[])
     replayed = sum(stop - start for start, stop in map(run.interval, chosen))
     if case.policy.max_steps is not None and replayed > case.policy.max_steps:
         yield unable("budget", f"{replayed} steps must be replayed, your policy allows {case.policy.max_steps}")
         return
     seen = {i for window in windows(run.steps, run.epochs, run.every) for i in window}
-    detail = f"{len(chosen)} of {run.intervals} intervals, by {', '.join(deltas)} of their updates"
+    detail = f"{len(chosen)} of {run.intervals} intervals, by {', '.join(metrics)} of their updates"
     if top and (blind := run.intervals - len(seen)):
         detail += f"; the last {blind} in no epoch's window, so it cannot be chosen"
     yield passed("largest updates", detail)
 
 
-def _largest(case: Case, run: Run, top: int, metrics: list[str]) -> set[int]:
+def _largest(case: Case, run: Run, top: int, metrics: Sequence[str]) -> set[int]:
     sizes: list[Distances] = []
     for index in range(run.intervals):
         case.progress("measuring updates", index, run.intervals)
@@ -272,6 +263,7 @@ def _order(case: Case, folder: Path) -> Path | None:
     if ORDER not in case.files:
         return None
     samples, size = case.genesis.spec.declaration.samples, case.files[ORDER]
+    size = min(size, 4 * case.genesis.spec.declaration.epochs * samples)  # no step asks for more
     path = folder / ORDER
     with path.open("wb") as file:
         for begin in range(0, size - size % 4, _CHUNK):

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,7 +78,9 @@ def _p_values(case: Case, own: list[Checkpoint]) -> Iterator[tuple[str, float]]:
     """Each tested tensor of the first state, and how likely fresh draws are to fit its law no better."""
     first = Checkpoint(case.store, checkpoint_path(0), case.checkpoints[0])
     shapes = {key: slot.entry.shape for key, slot in own[0].entries.items()}
-    for finding in account(first, own, case.policy):
+    assert case.policy.paper is not None
+    policy = msgspec.structs.replace(case.policy, level=case.policy.paper.level)
+    for finding in account(first, own, policy):
         if finding.p is not None and finding.law is not None and _is_layer(finding.key, shapes):
             law = laws.parse(finding.law).of(finding.key, shapes)
             if law is not None:

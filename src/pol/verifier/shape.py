@@ -194,7 +194,9 @@ def order(case: Case) -> Checks:
         found = observed_order(case.store.read_range(ORDER, epoch * row, (epoch + 1) * row), declaration.samples)
         if np.bincount(found, minlength=declaration.samples).max() > 1:
             raise IntegrityError(f"{ORDER}: epoch {epoch} names a sample twice, and so leaves another out")
-    yield passed("order", f"each of {declaration.epochs} epochs visits every one of {declaration.samples} samples once")
+    left = declaration.samples % declaration.batch_size if declaration.drop_last else 0
+    beside = f", of which the last {left} fall away: the claimant chose which" if left else ""
+    yield passed("order", f"each of {declaration.epochs} epochs visits {declaration.samples} samples once{beside}")
 
 
 def recipe(case: Case, name: str, sources: dict[str, Digest], settings: dict[str, object]) -> Checks:

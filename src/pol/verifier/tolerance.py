@@ -19,7 +19,7 @@ from pol.proof.policy import Limits, Policy, Reference
 from pol.proof.report import Deviation, Drift
 from pol.statetree import FLOATING, Entry
 from pol.store import checkpoint_path
-from pol.values import Values
+from pol.values import Values, floats
 from pol.verifier.case import Case, Checks, passed, unable
 
 HALF_ULP = {"F64": 2.0**-53, "F32": 2.0**-24}
@@ -47,6 +47,24 @@ def precise(case: Case) -> Checks:
                 "told apart at that precision; record under rule exact"
             )
     yield passed("precision", "trained tensors have at least 24 bits")
+
+
+def optimizers(case: Case) -> Checks:
+    """Every optimizer is one whose drift ``drift`` bounds."""
+    limits = case.policy.limits
+    if limits is None:
+        yield passed("optimizers", "rule exact takes any optimizer")
+        return
+    for part in case.genesis.spec.declaration.parts:
+        if part.kind == "optimizer" and part.type not in limits.optimizers:
+            yield unable(
+                "optimizers",
+                f"{part.name} is a {part.type}: an error of its moments, within the limits, can move weights anywhere "
+                "in later steps, and the drift budget does not bound that. Record under rule exact, or name the type "
+                "in limits.optimizers and take the risk",
+            )
+            return
+    yield passed("optimizers", f"every optimizer is one of {', '.join(limits.optimizers)}")
 
 
 def drift(case: Case) -> Checks:
@@ -114,6 +132,28 @@ def _move(start: Checkpoint, end: Checkpoint, key: str) -> Accumulator:
     return _distances(zip(end.chunks(key), start.chunks(key), strict=True))
 
 
+def _moved_alone(start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, key: str) -> bool:
+    """Whether an element that the replay leaves bit for bit moved in the record, by more than rounding of its own size.
+
+    A norm of the whole tensor would hide it: inputs that are always zero in training are where a trigger goes. Of a
+    tensor that stands still as a whole, the floor says how far it may be off.
+    """
+    if key not in start.entries:
+        return False
+    chunks = zip(start.chunks(key), replayed.chunks(key), recorded.chunks(key), strict=True)
+    for before, here, there in chunks:
+        values = floats(here)
+        with np.errstate(invalid="ignore"):  # equal infinities
+            off = np.abs(floats(there) - values) > _STILL * np.abs(values)
+        if bool((off & (before == here)).any()):
+            return True
+    return False
+
+
+_STILL = 2.0**-20
+"""Sixteen times half a unit in the last place of a float32: two machines may round a tiny step down and up."""
+
+
 def _named(state: Checkpoint) -> dict[str, Entry]:
     return {key: slot.entry for key, slot in state.entries.items()}
 
@@ -138,7 +178,7 @@ def deviation(
     if _named(replayed) != _named(recorded):
         return "the recorded end state has other entries than the replay gives", None
     wrong, moved, beyond = Accumulator(), Accumulator(), 0
-    nearest, whole = (-1.0, "", 0.0, 0.0), ""
+    nearest, whole, still = (-1.0, "", 0.0, 0.0), "", ""
     for key, slot in recorded.entries.items():
         error = _distances(zip(replayed.chunks(key), recorded.chunks(key), strict=True))
         if slot.entry.dtype not in FLOATING:
@@ -149,6 +189,8 @@ def deviation(
         if slot.entry.kind == "parameter":
             wrong.merge(error)
             moved.merge(move)
+        if not still and move.result().l2 > 0 and _moved_alone(start, replayed, recorded, key):
+            still = f"{key} has moved in elements that the replay leaves as they are"
         if error.result().equal:  # infinities too, as masks hold them
             continue
         before = norm(start if key in start.entries else replayed, key)
@@ -173,6 +215,8 @@ def deviation(
             f"{beyond} tensors are beyond their limits; {tensor} by most: error {found:.3g}, limit {limit:.3g} "
             f"(all parameters: {result.relative:.2%} of the replayed move)"
         ), result
+    if still:
+        return still, result
     if policy.limits.reference is not None and policy.reference is not None:
         most = policy.limits.reference * policy.reference.l2
         if not within(total, most):

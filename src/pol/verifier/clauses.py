@@ -30,7 +30,10 @@ def rule(case: Case) -> Checks:
     """The genesis fixes the rule that the policy demands: no verifier falls back from it."""
     registered = case.genesis.spec.rule
     if registered != case.policy.rule:
-        raise IntegrityError(f"the genesis fixes rule {registered!r}, the policy demands {case.policy.rule!r}")
+        instead = "--policy tolerance" if registered == "tolerance" else "a policy of rule exact"
+        raise IntegrityError(
+            f"the genesis fixes rule {registered!r}, the policy demands {case.policy.rule!r}: verify with {instead}"
+        )
     yield passed("rule", f"rule {registered!r}, as the policy demands")
 
 
@@ -59,10 +62,14 @@ def assured(case: Case) -> Checks:
         return
     if LEVELS.index(found) < LEVELS.index(demanded):
         raise IntegrityError(
-            f"this run reaches assurance level {found!r} ({_why(case)}), your policy demands {demanded!r}"
+            f"this run reaches assurance level {found!r} ({_why(case)}), your policy demands {demanded!r}; "
+            f"--assurance {found} takes it"
         )
     if case.genesis.randomness.order == "observed" and case.policy.order == "derived":
-        raise IntegrityError("the claimant chose the order of the data; your policy demands the derived one")
+        raise IntegrityError(
+            "the claimant chose the order of the data; your policy demands the derived one; "
+            "--order permutation takes it"
+        )
     yield passed("assurance", f"level {found!r}; the policy demands {demanded!r}")
 
 
@@ -102,6 +109,20 @@ def profile(case: Case) -> Checks:
         )
         return
     yield passed("profile", "threads, precision and element types are within policy")
+
+
+def reference(case: Case) -> Checks:
+    """A reference distance is one of this recipe: what another training gives is no measure of this one."""
+    wanted, found = case.policy.reference, case.genesis.recipe.digest
+    if wanted is None:
+        yield passed("reference", "the policy names no calibration")
+    elif wanted.recipe != found:
+        # The proof may be in order: it is the policy that does not fit.
+        yield unable(
+            "reference", f"your calibration is of recipe {wanted.recipe}, this run is of {found}: calibrate this recipe"
+        )
+    else:
+        yield passed("reference", "your calibration is of this recipe")
 
 
 def hyperparameters(case: Case) -> Checks:
@@ -185,21 +206,27 @@ def _rates(case: Case) -> Iterator[tuple[int, list[float]]]:
             step += rates.steps
 
 
+LEAST_RATE = 2.0**-24
+"""Half a unit in the last place of a float32 of 1. Schedules end in lower rates, at which an honest step may be nothing
+but rounded away."""
+
+
 def moved(case: Case) -> Checks:
-    """The weights change in every window, if the policy says so and a recorded learning rate is above zero."""
+    """The weights change in every window, if the policy says so and a recorded learning rate is no mere rounding."""
     if not case.policy.bounds.moved:
         yield passed("moved", "the policy does not ask that the weights change")
         return
     for window in case.windows:
         inside = case.log.intervals[window.first : window.last + 1]
-        working = any(
-            float(value) > 0 for interval in inside for rates in interval.learning_rates for value in rates.values
-        ) and any(interval.loss is not None for interval in inside)
+        rates = [float(value) for interval in inside for rates in interval.learning_rates for value in rates.values]
+        working = max(rates, default=0.0) >= LEAST_RATE and any(interval.loss is not None for interval in inside)
         if working and window.sizes.get("weights", 0.0) == 0.0:
-            raise IntegrityError(f"steps {inside[0].start} to {inside[-1].stop} changed no parameter at a rate above 0")
+            raise IntegrityError(
+                f"steps {inside[0].start} to {inside[-1].stop} changed no parameter at a learning rate of {max(rates)}"
+            )
     if not any(window.sizes.get("weights", 0.0) > 0 for window in case.windows):
         raise IntegrityError("no step changed any parameter: nothing was trained")
     yield passed("moved", f"the weights change in each of {len(case.windows)} windows")
 
 
-CLAUSES = (rule, inputs, assured, started, profile, hyperparameters, moved)
+CLAUSES = (rule, inputs, assured, started, profile, reference, hyperparameters, moved)
