@@ -289,7 +289,7 @@ def test_weights_that_stand_still_at_a_rate_above_zero_are_refused(tmp_path, mon
     path = forge(tmp_path, make, "thief", rule="tolerance").path
     report = check(path, policy=TOLERANCE)
     assert decision(report) == (Verdict.REJECT, 4)
-    assert "steps 0 to 3 changed no parameter at a learning rate of 0.096" in report.reason()
+    assert "no step changed any parameter" in report.reason()
     still = msgspec.structs.replace(TOLERANCE, bounds=Bounds())
     report = check(path, policy=still)
     assert decision(report) == (Verdict.INCONCLUSIVE, None)

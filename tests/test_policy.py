@@ -91,9 +91,10 @@ def coarse_momentum(forger):
 
 
 def standing(forger):
-    """The parameters of the first state after the first interval, too."""
+    """The parameters of the first state after each of the first three intervals of five, too."""
     first = {key: value for key, value in forger.states[0].tensors.items() if key.startswith("parameter/")}
-    forger.states[EVERY].tensors.update(first)
+    for number in (1, 2, 3):
+        forger.states[number * EVERY].tensors.update(first)
 
 
 def own_order():
@@ -179,7 +180,7 @@ CLAUSES = {
     "decay": ("plain", EXACT, {"bounds__rate_times_decay": 9e-5}, 4, "lr times weight_decay is 0.0001 from step 0"),
     "momentum": ("plain", EXACT, {"bounds__momentum": 0.8}, 4, "momentum is 0.9, the policy allows 0.8"),
     "moved at all": ("at rest", EXACT, {"bounds__moved": True}, 4, "no step changed any parameter"),
-    "moved": ("standing", ANYTHING, {"bounds__moved": True}, 4, "steps 0 to 3 changed no parameter at a learning rate"),
+    "moved": ("standing", ANYTHING, {"bounds__moved": True}, 4, "3 of 5 windows changed no parameter at a learning rate above 0"),
     "seed": ("declared", LOOSE, {"assurance": "self-seeded"}, 4, "; --assurance seed-declared takes it"),
     "level": ("order", LOOSE, {"assurance": "seed-declared"}, 4, "; --assurance observed takes it"),
     "order": ("order", LOOSE, {"order": "derived"}, 4, "; --order permutation takes it"),

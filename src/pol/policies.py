@@ -129,7 +129,7 @@ def _parse(data: bytes, where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: more than {MAX_POLICY} bytes: not a policy")
     try:
         return tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib: bad TOML, bad UTF-8, a number of 5,000 digits
         raise UsageError(f"{where}: not TOML: {error}") from None
 
 
@@ -160,6 +160,8 @@ def _policy(raw: dict[str, Any], where: str, name: str, folder: Path) -> Policy:
         policy = msgspec.convert({"name": name, **raw}, Policy, strict=True)
     except msgspec.ValidationError as error:
         raise UsageError(f"{where}: {_explained(str(error))}") from None
+    except RecursionError:
+        raise UsageError(f"{where}: tables within tables, deeper than any policy") from None
     try:
         for law in policy.laws.values():
             laws.parse(law)

@@ -60,6 +60,10 @@ def verify(
             "--nonce", metavar="HEX", help="Draw the challenge of an earlier verification.", show_default="fresh"
         ),
     ] = None,
+    attestation: Annotated[
+        str | None,
+        typer.Option("--attestation", metavar="DIGEST", help="The attestation for which --nonce was drawn: no other."),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
@@ -152,13 +156,14 @@ def verify(
         "keys": tuple(map(keys.read_fingerprint, key or [])) or None,
         "beacon": (value := output.hex32(beacon, "--beacon")) and value.hex(),
         "genesis": genesis,
+        "attestation": attestation,
         "max_steps": max_steps,
         "constants": allow_constants,
         "externals": tuple(allow_file or ()) or None,
         "assurance": assurance,
         "order": order,
     }
-    for digest in [*(allow_file or []), *([genesis] if genesis else [])]:
+    for digest in [*(allow_file or []), *filter(None, (genesis, attestation))]:
         raw(digest)
     draws = {"strategy": strategy, "uniform": uniform, "weighted": weighted, "top": top}
     demanded = _changed(demanded, {**given, "challenge": _changed(demanded.challenge, draws)})

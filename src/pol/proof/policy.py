@@ -102,7 +102,7 @@ class Bounds(Struct, frozen=True):
     max_every: Natural | None = None
     """Largest k: tolerance loses its power with longer intervals (measured baseline, C)."""
     moved: bool = False
-    """The weights must change in every window in which a learning rate is at least half a unit in the last place."""
+    """The weights must change in most windows in which a learning rate is at least half a unit in the last place."""
 
 
 class Reference(Struct, frozen=True):
@@ -157,6 +157,8 @@ class Policy(Struct, frozen=True):
     genesis: DigestField | None = None
     """Digest of the genesis for which this verifier gave its nonce. Only with both is it known that the claimant had
     signed before it knew the nonce."""
+    attestation: DigestField | None = None
+    """Digest of the attestation that must be verified: the one for which a nonce was drawn, if its prover knows it."""
     start: DigestField | None = None
     """Digest of the weights root of the first state: of those that this verifier gave out."""
     order: Literal["derived", "permutation"] = "derived"

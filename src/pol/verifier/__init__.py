@@ -147,7 +147,9 @@ def _verify_parent(child: Case, auditor: Auditor, parents: Parents) -> Report:
     inner = None if child.openings is None else child.openings.path / PARENT
     case = Case(
         store=ProofDirectory(Path(path)),
-        policy=msgspec.structs.replace(child.policy, beacon=None, genesis=None, start=None, assurance=lowest),
+        policy=msgspec.structs.replace(
+            child.policy, beacon=None, genesis=None, attestation=None, start=None, assurance=lowest
+        ),
         model=None,
         openings=ProofDirectory(inner) if inner is not None and inner.is_dir() else None,
         nonce=hashlib.sha256(b"pol/v1/parent" + child.nonce).digest(),

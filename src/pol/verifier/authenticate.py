@@ -105,6 +105,8 @@ def trusted_key(case: Case) -> Checks:
 
 def beacon(case: Case) -> Checks:
     """Step 1: the run's randomness answers the verifier's nonce, for the genesis that it gave it for, if it did."""
+    if case.policy.attestation not in (None, case.attestation_digest):
+        raise AuthenticityError(f"this is attestation {case.attestation_digest}, not the one that you named")
     given, used = case.policy.beacon, case.statement.predicate.beacon
     if case.policy.genesis not in (None, case.genesis_digest):
         raise AuthenticityError(f"this is genesis {case.genesis_digest}, not the one that you named")

@@ -10,8 +10,8 @@ hyperparameters or check for NaN. What it looks at:
 7. **Audit**: each of these, taken again as the checkpoint and the log say, ends near enough (``paper_audit``).
 
 Steps 1, 3 and 4 are not run, because the original has nothing like them; what a policy demands there is named in step
-4 as not looked at. A forged directory is no error: what cannot
-be read is a failed check of step 2, where the original would have crashed.
+4 as not looked at. A forged directory is no error: what cannot be read is a failed check of step 2, where the original
+would have crashed.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ from pol.checkpoint import Checkpoint
 from pol.distributions import EXACT_UP_TO, Distribution
 from pol.messages import Failed
 from pol.store import checkpoint_path
-from pol.verifier.accounting import BUILDS, account, everything
+from pol.verifier.accounting import account, everything
 from pol.verifier.case import Case, Checks, failed, passed, unable
-from pol.verifier.foreign import builds_wanted
+from pol.verifier.foreign import own_builds
 from pol.verifier.paper_audit import Run, configuration
 
 _SKIPPED = re.compile(r"embed|shortcut|downsample|norm|\bbn\d*\b", re.IGNORECASE)
@@ -39,7 +39,7 @@ def origin(case: Case, auditor: Auditor, run: Run) -> Checks:
     """The first weights of the layers fit their laws, at the policy's level for all together."""
     assert case.policy.paper is not None
     with tempfile.TemporaryDirectory(prefix="pol-") as folder:
-        own = _build(case, auditor, run, Path(folder))
+        own = own_builds(case, auditor, run.profile, configuration(case, auditor), Path(folder))
         if isinstance(own, Failed):
             yield unable("own builds", f"the recipe cannot be built here: {own.message}")
             return
@@ -58,20 +58,6 @@ def origin(case: Case, auditor: Auditor, run: Run) -> Checks:
     yield passed(
         "data", "the original compares a hash that the prover itself supplies; there is none here, so nothing is shown"
     )
-
-
-def _build(case: Case, auditor: Auditor, run: Run, folder: Path) -> list[Path] | Failed:
-    """Builds under seeds of our own, as many as the smallest tensor takes to show its law."""
-    own: list[Path] = []
-    wanted = BUILDS
-    while len(own) < wanted:
-        case.progress("building under seeds of our own", len(own), wanted)
-        more = auditor.own_builds(run.profile, configuration(case, auditor), wanted - len(own), folder)
-        if isinstance(more, Failed):
-            return more
-        own += more
-        wanted = builds_wanted(own)
-    return own
 
 
 def _p_values(case: Case, own: list[Checkpoint]) -> Iterator[tuple[str, float]]:

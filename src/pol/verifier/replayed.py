@@ -63,12 +63,13 @@ def challenge(case: Case) -> Checks:
     case.draws = draw(case.policy.challenge, case.attestation_digest, case.nonce, case.windows, resumed)
     if missing := _missing(case):
         shown = ",".join(map(str, missing))
+        pinned = "" if case.depth else f" --attestation {case.attestation_digest}"
         folder = "/".join(["DIR", *["parent"] * case.depth])
         yield unable(
             "openings",
             f"states are needed that are not in the proof ({len(missing)}): ask the prover for them (pol regenerate "
             f"{case.store.path.name} … --steps {shown} --out {folder}), then verify with --openings DIR "
-            f"--nonce {case.asked.hex()}",
+            f"--nonce {case.asked.hex()}{pinned}: the prover knows this nonce then, so no other attestation will do",
         )
         return
     chosen = case.draws.all()
