@@ -217,8 +217,11 @@ def recordings(training: Training, folder: Path, sizes: list[int], forgeries: li
 
 
 def policy_for(proof: Recorded) -> Policy:
-    """The preset of a rule, which here also takes longer intervals than it should."""
+    """The preset of a rule, which here also takes longer intervals than it should, and Adam."""
     policy = policies.load(proof.rule)
+    if policy.limits is not None:
+        named = (*policy.limits.optimizers, "torch.optim.adam.Adam", "torch.optim.adamw.AdamW")
+        policy = msgspec.structs.replace(policy, limits=msgspec.structs.replace(policy.limits, optimizers=named))
     if proof.every <= (policy.bounds.max_every or proof.every):
         return policy
     return msgspec.structs.replace(policy, bounds=msgspec.structs.replace(policy.bounds, max_every=proof.every))

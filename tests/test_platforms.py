@@ -28,7 +28,12 @@ from pol.replay.state import State
 from pol.verifier import rounding, verify
 from zoo.tools import KEY, ZOO, train
 
-LOOSE = Policy(name="loose", rule="tolerance", limits=Limits(relative=1e-3, absolute=1e-4, drift=10.0))
+OPTIMIZERS = ("torch.optim.sgd.SGD", "torch.optim.adam.Adam", "torch.optim.adamw.AdamW")
+LOOSE = Policy(
+    name="loose",
+    rule="tolerance",
+    limits=Limits(relative=1e-3, absolute=1e-4, drift=10.0, optimizers=OPTIMIZERS),
+)
 """Limits without bounds: what a run may be is not the question here."""
 POLICIES = {"exact": EXACT, "tolerance": LOOSE}
 

@@ -180,7 +180,7 @@ CLAUSES = {
     "decay": ("plain", EXACT, {"bounds__rate_times_decay": 9e-5}, 4, "lr times weight_decay is 0.0001 from step 0"),
     "momentum": ("plain", EXACT, {"bounds__momentum": 0.8}, 4, "momentum is 0.9, the policy allows 0.8"),
     "moved at all": ("at rest", EXACT, {"bounds__moved": True}, 4, "no step changed any parameter"),
-    "moved": ("standing", ANYTHING, {"bounds__moved": True}, 4, "3 of 5 windows changed no parameter at a learning rate above 0"),
+    "moved": ("standing", ANYTHING, {"bounds__moved": True}, 4, "3 of 5 windows changed no parameter"),
     "seed": ("declared", LOOSE, {"assurance": "self-seeded"}, 4, "; --assurance seed-declared takes it"),
     "level": ("order", LOOSE, {"assurance": "seed-declared"}, 4, "; --assurance observed takes it"),
     "order": ("order", LOOSE, {"order": "derived"}, 4, "; --order permutation takes it"),
