@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,6 +10,7 @@ import typer
 
 from pol.cli import output
 from pol.cli.beginning import Beginning, read_order
+from pol.cli.foresight import refused, warn
 from pol.cli.output import Json
 from pol.cli.progress import progress
 from pol.errors import UsageError
@@ -158,7 +156,7 @@ def record(
             nonlocal step
             if phase == "training":
                 step = done
-                _warn(out, warned)  # before hours of training
+                warn(out, warned)  # before hours of training
             tell(phase, done, total)
 
         try:
@@ -187,7 +185,7 @@ def record(
             raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
     if model is not None and proof.attestation is not None:
         write_model(out, model)
-    _warn(out, warned)
+    warn(out, warned)
     summary, claimant = output.read_summary(out)
     result = recording.Recorded(
         proof=str(out),
@@ -253,55 +251,7 @@ def _check(recipe: str, out: Path, model: Path | None, beginning: Beginning, sum
     beacon += ["--genesis", summary.claims.genesis] if seeded and summary.claims else []
     released = ["--model", str(model)] if model else []
     tolerant = summary.claims is not None and summary.claims.rule == "tolerance"
-    refused = _refused(out)
-    policy = ["--policy", "tolerance"] if tolerant and not refused else []
+    objection = refused(out)
+    policy = ["--policy", "tolerance"] if tolerant and not objection else []
     words = ["pol", "verify", str(out), "--recipe", recipe, *policy, *beginning.demands(), *released, *beacon]
-    return " ".join([shlex.join(words), *([f"--policy <{refused.policy}>"] if refused else [])])
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """Why the preset ``tolerance`` refuses a run that is recorded for this rule, and what a policy must say instead."""
-
-    why: str
-    policy: str
-
-
-def _refused(out: Path) -> _Refused | None:
-    """What of a signed genesis the preset refuses, if it is of rule tolerance: interval and element types."""
-    from pol import policies
-    from pol.proof.genesis import MAX_GENESIS, read_genesis
-    from pol.statetree import FLOATING
-    from pol.store import GENESIS, ProofDirectory
-
-    spec = read_genesis(ProofDirectory(out).read(GENESIS, 2 * MAX_GENESIS)).spec
-    if spec.rule != "tolerance":
-        return None
-    preset = policies.load("tolerance")
-    found = {entry.dtype for entry in spec.declaration.entries if entry.kind == "parameter"}
-    others, most = sorted(found - set(preset.dtypes)), preset.bounds.max_every
-    if coarse := ", ".join(sorted(set(others) & set(FLOATING))):
-        return _Refused(
-            f"parameters are {coarse}, and rule tolerance takes none with fewer than 24 bits of mantissa: record under "
-            "rule exact, or train in float32",
-            f"none of rule tolerance takes {coarse}",
-        )
-    why, clauses = [], []
-    if others:
-        clauses.append(f"dtypes = {json.dumps([*preset.dtypes, *others])}")
-        why.append(f"parameters are {', '.join(others)}")
-    if most is not None and spec.every > most:
-        clauses.append(f"bounds.max_every = {spec.every}")
-        why.append(f"an interval has {spec.every} steps, it allows {most} (record with --every {most} or fewer)")
-    if not why:
-        return None
-    needed = " and ".join(['base = "tolerance"', *clauses])
-    return _Refused(f"{'; '.join(why)}. Else a verifier needs a policy file with {needed}", f"file with {needed}")
-
-
-def _warn(out: Path, warned: set[str]) -> None:
-    """Say once if the preset will refuse the run, since its prover can still change that."""
-    refused = None if warned else _refused(out)
-    warned.add("preset")
-    if refused:
-        print(f"warning: the policy `tolerance` refuses this run: {refused.why}", file=sys.stderr, flush=True)
+    return " ".join([shlex.join(words), *([f"--policy <{objection.policy}>"] if objection else [])])

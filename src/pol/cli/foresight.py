@@ -1,0 +1,61 @@
+"""What a verifier with the preset ``tolerance`` will say of a recording, told while its prover can still change it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why the preset ``tolerance`` refuses a run that is recorded for this rule, and what a policy must say instead."""
+
+    why: str
+    policy: str
+
+
+def refused(out: Path) -> Refused | None:
+    """What of a signed genesis the preset refuses, if it is of rule tolerance: interval and element types."""
+    from pol import policies
+    from pol.proof.genesis import MAX_GENESIS, read_genesis
+    from pol.statetree import FLOATING
+    from pol.store import GENESIS, ProofDirectory
+
+    spec = read_genesis(ProofDirectory(out).read(GENESIS, 2 * MAX_GENESIS)).spec
+    if spec.rule != "tolerance":
+        return None
+    preset = policies.load("tolerance")
+    found = {entry.dtype for entry in spec.declaration.entries if entry.kind == "parameter"}
+    others, most = sorted(found - set(preset.dtypes)), preset.bounds.max_every
+    if coarse := ", ".join(sorted(set(others) & set(FLOATING))):
+        return Refused(
+            f"parameters are {coarse}, and rule tolerance takes none with fewer than 24 bits of mantissa: record under "
+            "rule exact, or train in float32",
+            f"none of rule tolerance takes {coarse}",
+        )
+    why, clauses = [], []
+    if others:
+        clauses.append(f"dtypes = {json.dumps([*preset.dtypes, *others])}")
+        why.append(f"parameters are {', '.join(others)}")
+    if most is not None and spec.every > most:
+        clauses.append(f"bounds.max_every = {spec.every}")
+        why.append(f"an interval has {spec.every} steps, it allows {most} (record with --every {most} or fewer)")
+    taken = preset.limits.optimizers if preset.limits else ()
+    types = sorted({part.type for part in spec.declaration.parts if part.kind == "optimizer"} - set(taken))
+    if types:
+        clauses.append(f"limits.optimizers = {json.dumps([*taken, *types])}")
+        why.append(f"{', '.join(types)} divides by moments that it keeps, and their errors are not bounded")
+    if not why:
+        return None
+    needed = " and ".join(['base = "tolerance"', *clauses])
+    return Refused(f"{'; '.join(why)}. Else a verifier needs a policy file with {needed}", f"file with {needed}")
+
+
+def warn(out: Path, warned: set[str]) -> None:
+    """Say once if the preset will refuse the run, since its prover can still change that."""
+    objection = None if warned else refused(out)
+    warned.add("preset")
+    if objection:
+        print(f"warning: the policy `tolerance` refuses this run: {objection.why}", file=sys.stderr, flush=True)
