@@ -581,6 +581,20 @@ def test_a_run_that_the_preset_refuses_is_said_to_be_one(case, call):
     assert call(*command[1:], "--policy", "needed.toml")[0] == (0 if "base" in policy else 1)
 
 
+def test_an_optimizer_that_the_preset_does_not_take_is_said_to_be_one(call):
+    adam = PLAIN.replace("plain.py:Plain", "adam.py:Adam")
+    code, out, err = call("record", adam, "--out", "proof", "--threads", "1", "--every", "2", "--rule", "tolerance")
+    assert code == 0
+    assert "refuses this run: torch.optim.adam.Adam divides by moments that it keeps" in err
+    command, _, policy = out.splitlines()[-1].strip().partition(" --policy ")
+    assert policy.startswith('<file with base = "tolerance" and limits.optimizers = ["torch.optim.sgd.SGD", ')
+    verifying = shlex.split(command)[1:]
+    assert call(*verifying, "--policy", "tolerance")[0] == 2
+    named = policy.partition("limits.")[2].removesuffix(">")
+    Path("needed.toml").write_text(f'base = "tolerance"\n[limits]\n{named}')
+    assert call(*verifying, "--policy", "needed.toml")[0] == 0
+
+
 def test_a_run_that_a_policy_takes_has_no_warning(call):
     for rule, every in (("tolerance", 10), ("exact", 12)):
         words = ["record", RECIPE, "--out", rule, "--threads", "1", "--rule", rule, "--every", every]
