@@ -24,9 +24,12 @@ demo: .venv/.stamp ## The whole story on real data, in a minute
 test: .venv/.stamp ## The tests without the slow ones
 	@$(BIN)/python -m pytest tests -m "not slow" -n 2
 
-# What starts processes of its own is left out; an auditor in this process takes its place.
+# What starts processes of its own is left out, and the long tables of forgeries, policies, trainings and calibrations.
+LONG := cli cli_answers processes docs vectors benchmarks resume writer paper forgeries forgeries_tolerance calibrate \
+	calibrate_noise foreign platforms policy policy_files mutations honest verifier plan
+
 test-unit: .venv/.stamp ## The tests that stay in one process, in under a minute
-	@$(BIN)/python -m pytest tests -m "not slow" -n 2 $(foreach name,cli processes docs vectors benchmarks resume writer,--ignore=tests/test_$(name).py)
+	@$(BIN)/python -m pytest tests -m "not slow" -n 2 $(foreach name,$(LONG),--ignore=tests/test_$(name).py)
 
 test-all: lint ## Lint, types and every test
 	@$(BIN)/python -m pytest tests -n 2
