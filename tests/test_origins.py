@@ -434,3 +434,34 @@ def test_an_order_cannot_change_while_it_is_recorded(tmp_path):
     record(RECIPE, tmp_path / "p", **common, order=order(), until_genesis=True)
     with pytest.raises(UsageError, match="another order"):
         record(RECIPE, tmp_path / "p", **common, order=order()[::-1], resume=True)
+
+
+def test_a_nonce_that_its_prover_knows_is_good_for_one_attestation(tmp_path):
+    """States are sent after the challenge is known: signing again until it suits must not help."""
+    asked = check(seldom(), policy=TOLERANCE)
+    assert f"--attestation {asked.attestation}: " in asked.reason()
+    take_again(tmp_path / "o", 3, 9)
+    pinned = msgspec.structs.replace(TOLERANCE, attestation=asked.attestation)
+    assert check(seldom(), policy=pinned, openings=tmp_path / "o").verdict is Verdict.ACCEPT
+    other = msgspec.structs.replace(TOLERANCE, attestation="sha256:" + "0" * 64)
+    says(check(seldom(), policy=other, openings=tmp_path / "o"), Verdict.REJECT, 1, "not the one that you named")
+
+
+def test_a_machine_of_other_kernels_is_another_one_although_its_control_run_agrees(tmp_path):
+    """A training that begins at rate 0 moves nothing in its control run."""
+
+    class Elsewhere(LocalAuditor):
+        def control(self, *args):
+            found = super().control(*args)
+            return msgspec.structs.replace(
+                found, platform=msgspec.structs.replace(found.platform, capability="another one")
+            )
+
+    forger = Forger(factory().proof())
+    forger.replace(1, loss="0.5")
+    forger.seal(tmp_path / "forged", factory().keys["prover"])
+    for kind, verdict in ((LocalAuditor, Verdict.REJECT), (Elsewhere, Verdict.INCONCLUSIVE)):
+        with kind(RECIPE, executor=InProcess()) as auditor:
+            report = pol.verify(tmp_path / "forged", auditor=auditor)
+        assert report.verdict is verdict, report.reason()
+    assert "capability: recorded" in report.reason()
