@@ -183,6 +183,15 @@ def test_laws_that_the_policy_names_win(bench):
     assert found[NORM].law == "constant(1)"
 
 
+def test_a_named_law_is_one_more_demand_and_never_another_one_instead(bench):
+    """A law wide enough for own builds and for a value that no honest draw has: the standard law still judges."""
+    first, wide = built(1), {BIAS: "uniform(-0.14, 0.14)"}
+    assert bench.account(first, laws=wide)[BIAS].status == "passed"
+    first[BIAS][3] = 0.135  # a draw is at most 1/8
+    assert bench.account(first)[BIAS].status == "failed"
+    assert bench.account(first, laws=wide)[BIAS].status == "failed"
+
+
 def test_entries_that_follow_from_the_seed_are_settled(bench):
     key = "object/generator.state"
     for number, path in enumerate(bench.own):

@@ -97,6 +97,21 @@ def standing(forger):
         forger.states[number * EVERY].tensors.update(first)
 
 
+def resting(forger):
+    """The same after the first alone: an interval whose loss has no gradient."""
+    first = {key: value for key, value in forger.states[0].tensors.items() if key.startswith("parameter/")}
+    forger.states[EVERY].tensors.update(first)
+
+
+def test_some_windows_may_stand_still_for_a_replay_to_judge():
+    path = sealed("resting", resting)
+    report = check(path, policy=changed(ANYTHING, bounds__moved=True))
+    assert report.verdict is Verdict.ACCEPT, report.reason()  # these limits allow anything
+    report = check(path, policy=TOLERANCE)
+    assert TOLERANCE.bounds.moved
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7), report.reason()
+
+
 def own_order():
     declaration = Forger(factory().proof()).genesis.spec.declaration
     rng = np.random.default_rng(0)

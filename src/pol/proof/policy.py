@@ -102,7 +102,7 @@ class Bounds(Struct, frozen=True):
     max_every: Natural | None = None
     """Largest k: tolerance loses its power with longer intervals (measured baseline, C)."""
     moved: bool = False
-    """The weights must change in most windows in which a learning rate is at least half a unit in the last place."""
+    """The weights must change in half of the windows or more in which a learning rate is at least 2**-24."""
 
 
 class Reference(Struct, frozen=True):

@@ -226,8 +226,10 @@ def moved(case: Case) -> Checks:
     if not any(window.sizes.get("weights", 0.0) > 0 for window in case.windows):
         raise IntegrityError("no step changed any parameter: nothing was trained")
     if 2 * standing > working:  # some may: a loss that is 0 on a batch has no gradient, and its replay shows it
-        raise IntegrityError(f"{standing} of {working} windows changed no parameter at a learning rate above 0")
-    yield passed("moved", f"{standing} of {working} windows with a learning rate above 0 changed no parameter")
+        raise IntegrityError(
+            f"{standing} of {working} windows changed no parameter, at learning rates of 2^-24 or more"
+        )
+    yield passed("moved", f"{standing} of {working} windows with a learning rate of 2^-24 or more changed no parameter")
 
 
 CLAUSES = (rule, inputs, assured, started, profile, reference, hyperparameters, moved)
