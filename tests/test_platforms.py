@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from factory import RECIPE, TOLERANCE, factory
+from factory import RECIPE, TOLERANCE, factory, known_key, same_every_time
 from pol import policies
 from pol.attacks.registry import REGISTRY
 from pol.auditor import LocalAuditor
@@ -26,7 +26,7 @@ from pol.proof.report import Verdict
 from pol.replay.inprocess import InProcess
 from pol.replay.state import State
 from pol.verifier import rounding, verify
-from zoo.tools import KEY, ZOO, train
+from zoo.tools import ZOO, train
 
 OPTIMIZERS = ("torch.optim.sgd.SGD", "torch.optim.adam.Adam", "torch.optim.adamw.AdamW")
 LOOSE = Policy(
@@ -287,14 +287,21 @@ def test_an_honest_run_is_never_rejected_for_the_machine(name, rule, machine, re
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 10])
-def test_digits_are_accepted_with_other_threads_under_tolerance(every, recorded):
-    machine = Machine(Profile(threads=2))
+def test_digits_are_accepted_with_other_threads_under_tolerance(every, here, tmp_path):
+    """About one step in a thousand jumps on another machine (docs/policies.md), and such a run is undecided, never
+    rejected: of three runs at least one has no such step."""
+    machine, policy = Machine(Profile(threads=2)), policies.load("tolerance")
     try:
-        proof = recorded("digits", "tolerance", every)
-        report = on(machine, proof, recipe=DIGITS[0], policy=policies.load("tolerance"))
-        forged = proof.parent / f"interpolated-{every}"
-        REGISTRY["interpolation"].forge(proof, forged, KEY, DIGITS[0])
-        refuted = on(machine, forged, recipe=DIGITS[0], policy=policies.load("tolerance"))
+        for number in range(3):
+            with same_every_time(f"digits {every} {number}"):
+                options = {"key": known_key(1), "every": every, "settings": DIGITS[1], "profile": here.profile}
+                train(DIGITS[0], tmp_path / f"{number}", executor=here, rule="tolerance", **options)
+            report = on(machine, tmp_path / f"{number}", recipe=DIGITS[0], policy=policy)
+            if report.verdict is Verdict.ACCEPT:
+                break
+            assert_undecided(report)
+        REGISTRY["interpolation"].forge(tmp_path / f"{number}", tmp_path / "forged", known_key(1), DIGITS[0])
+        refuted = on(machine, tmp_path / "forged", recipe=DIGITS[0], policy=policy)
     finally:
         machine.close()
     assert report.verdict is Verdict.ACCEPT, report.reason()
