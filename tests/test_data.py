@@ -16,8 +16,9 @@ from pol.digest import frame
 from pol.errors import ReplayError, UsageError
 from pol.order import epoch_order
 from pol.replay import randomness
-from pol.replay.data import BatchHasher, Loader, default_collate, encode_field, encode_item, fields, sample_leaf
+from pol.replay.data import BatchHasher, default_collate, encode_field, encode_item, fields, sample_leaf
 from pol.replay.dataset import CHECKED, Untouched, check_leaves, write_leaves
+from pol.replay.loader import Loader
 from pol.replay.randomness import Streams
 
 KEY = bytes(range(32))

@@ -88,7 +88,7 @@ class Watch:
     def __init__(self):
         self.batches, self.losses, self.rates, self.items, self.roots, self.counts = {}, {}, {}, {}, {}, {}
 
-    def batch(self, step, batch):
+    def batch(self, step, batch, chosen):
         self.batches.setdefault(step, []).append(repr(batch))
 
     def item(self, index, item):
@@ -198,7 +198,7 @@ def test_a_program_sees_its_own_step_and_epoch():
     seen = []
 
     class Steps(Watch):
-        def batch(self, step, batch):
+        def batch(self, step, batch, chosen):
             seen.append(step)
 
     one = machine("zoo_states.py:Momentum")

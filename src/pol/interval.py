@@ -20,7 +20,7 @@ class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     values: list[FloatText]
 
 
-class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """The steps ``[start, stop)`` between two consecutive checkpoints, and the state after them."""
 
     start: Count
@@ -35,6 +35,8 @@ class Interval(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Steps that changed nothing by design (a gradient scaler's)."""
     schedules: dict[str, Count]
     """Argument-free steps of each counted schedule since step 0."""
+    indices: list[list[Count]] | None = None
+    """Dataset indices of each batch, where a sampler of the program's own chose them."""
 
 
 class Origin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,7 +8,7 @@ the BLAKE3-256 of the tensor's row-major little-endian bytes. In a checkpoint fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Annotated
 
@@ -18,9 +18,10 @@ from pol.digest import frame
 from pol.errors import FormatError
 from pol.merkle import Root, leaf_hash, tree
 
-KINDS = ("parameter", "buffer", "transient", "optimizer", "object", "value")
+KINDS = ("parameter", "buffer", "transient", "optimizer", "object", "value", "generator")
 """parameter and buffer (persistent) make the *weights* sub-root; transient is a buffer that ``state_dict``
-leaves out; object is the tensor state of an attached object; value is canonical JSON held as bytes."""
+leaves out; object is the tensor state of an attached object; value is canonical JSON held as bytes; generator is the
+full state of a random number generator, where the program keeps its own randomness."""
 
 WEIGHTS = ("parameter", "buffer")
 
@@ -77,6 +78,18 @@ def entry_leaf(entry: Entry, content: bytes) -> bytes:
     shape = b"".join(size.to_bytes(8, "big") for size in entry.shape)
     parts = (entry.kind.encode(), entry.name.encode(), entry.dtype.encode(), shape, content)
     return leaf_hash(frame("pol/v1/state-entry", *parts))
+
+
+def base_root(contents: Iterable[tuple[str, str, Sequence[int], bytes]]) -> Root:
+    """Root of a frozen base given as (name, dtype, shape, BLAKE3-256 of the bytes), in any order.
+
+    Names are those of the ``state_dict``, so that a plain model file has the same root as the module that loaded it.
+    """
+    leaves = []
+    for name, dtype, shape, content in sorted(contents):
+        sizes = b"".join(size.to_bytes(8, "big") for size in shape)
+        leaves.append(leaf_hash(frame("pol/v1/base-entry", name.encode(), dtype.encode(), sizes, content)))
+    return tree(leaves)
 
 
 def state_root(contents: Iterable[tuple[Entry, bytes]]) -> StateRoot:

@@ -93,18 +93,20 @@ class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     *derived*: from the seed of the run. Of the initialisation also: *declared*, a number of the claimant's; *parent*,
     the weights of another proof; *given*, weights that the verifier gave out; *observed*, weights from anywhere. Of the
-    order also *observed*: indices that the claimant chose, in ``order.bin``.
+    order also *observed*: indices that the claimant chose, in ``order.bin``; *recorded* and *stream*: what a loader of
+    the recipe's own gave. Of the streams also *observed*: the recipe seeds its generators itself, and they are state.
+    Then the initialisation may be *recipe*: the same under every seed, because the recipe draws it under its own.
     """
 
-    initialisation: Literal["derived", "given", "observed"] | DeclaredSeed | Parent = "derived"
-    order: Literal["derived", "observed"] = "derived"
+    initialisation: Literal["derived", "recipe", "given", "observed"] | DeclaredSeed | Parent = "derived"
+    order: Literal["derived", "observed", "recorded", "stream"] = "derived"
     augmentation: Literal["derived"] = "derived"
-    streams: Literal["derived"] = "derived"
+    streams: Literal["derived", "observed"] = "derived"
 
     @property
     def built(self) -> bool:
         """Whether the first state is what the recipe builds, so that no file is needed to begin there."""
-        return self.origin in ("derived", "declared")
+        return self.origin in ("derived", "declared", "recipe")
 
     @property
     def declared_seed(self) -> int | None:
@@ -112,7 +114,7 @@ class Randomness(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         return self.initialisation.seed if isinstance(self.initialisation, DeclaredSeed) else None
 
     @property
-    def origin(self) -> Literal["derived", "declared", "parent", "given", "observed"]:
+    def origin(self) -> Literal["derived", "declared", "recipe", "parent", "given", "observed"]:
         """Kind of the initialisation."""
         if isinstance(self.initialisation, DeclaredSeed):
             return "declared"

@@ -27,11 +27,14 @@ Precision = Literal["highest", "high", "medium"]
 Metric = Literal["l1", "l2", "linf", "cos"]
 Strategy = Literal["all", "top-q", "uniform", "size-weighted", "mix"]
 Rule = Literal["exact", "tolerance"]
-Initialisation = Literal["derived", "declared", "given", "observed"]
+Order = Literal["derived", "permutation", "any"]
 Level = Literal["observed", "seed-declared", "self-seeded", "verifier-seeded"]
 
 LEVELS: tuple[Level, ...] = ("observed", "seed-declared", "self-seeded", "verifier-seeded")
 """Assurance levels, from the weakest: who chose the first weights and the randomness."""
+
+ORDERS: tuple[Order, ...] = get_args(Order)
+"""Orders of the data that a verifier takes, each with those before it."""
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,14 +164,17 @@ class Policy(Struct, frozen=True):
     """Digest of the attestation that must be verified: the one for which a nonce was drawn, if its prover knows it."""
     start: DigestField | None = None
     """Digest of the weights root of the first state: of those that this verifier gave out."""
-    order: Literal["derived", "permutation"] = "derived"
-    """``permutation`` also takes an order of the claimant's own, if every epoch visits every sample once."""
+    order: Order = "derived"
+    """``permutation`` also takes an order of the claimant's or the recipe's own, if no epoch visits a sample twice;
+    ``any`` also takes draws with replacement and streams, whose samples have no number."""
     challenge: Challenge = Challenge()
     constants: Literal["none", "buffers", "any"] = "buffers"
     """Which seed-independent tensors of several values a recipe may build. Buffers are masks and tables; constant
     *parameters* would be weights from elsewhere."""
     externals: tuple[DigestField, ...] = ()
     """Digests of files that the build may read."""
+    bases: tuple[DigestField, ...] = ()
+    """Roots of the frozen bases over which a run may train."""
     laws: dict[str, str] = {}
     """Initialisation laws by pattern of entry keys, for observed first weights; others are found from own builds."""
     level: Share = 0.01

@@ -37,15 +37,15 @@ class Origins:
         if self.start is not None and not self.start.is_file():
             raise UsageError(f"{self.start}: no such file of first weights")
 
-    @property
-    def randomness(self) -> Randomness:
-        """What the genesis says of it."""
-        initial: Any = self.start_kind if self.start else "derived"
+    def randomness(self, declaration: Declaration, *, seeded: bool) -> Randomness:
+        """What the genesis says of it; ``seeded``: the recipe draws its first weights under a seed of its own."""
+        initial: Any = self.start_kind if self.start else "recipe" if seeded else "derived"
         if self.parent is not None:
             initial = Parent(self.parent)
         return Randomness(
             initialisation=initial if self.init_seed is None else DeclaredSeed(self.init_seed),
-            order="derived" if self.order is None else "observed",
+            order=declaration.order if self.order is None else "observed",
+            streams=declaration.streams,
         )
 
     def check(self, declaration: Declaration, release: Release | None) -> None:
@@ -54,6 +54,8 @@ class Origins:
         Raises:
             UsageError: an order of another size; first weights of a recipe with no one model.
         """
+        if self.order is not None and declaration.order != "derived":
+            raise UsageError("order: the recipe has a loader with an order of its own")
         if self.order is not None:
             wanted = (declaration.epochs, declaration.samples)
             if self.order.shape != wanted or self.order.min() < 0 or self.order.max() >= declaration.samples:
@@ -74,7 +76,8 @@ class Origins:
         Raises:
             UsageError: the genesis, of a recording that is resumed, begins otherwise.
         """
-        if genesis.randomness != self.randomness:
+        seeded = genesis.randomness.origin == "recipe"
+        if genesis.randomness != self.randomness(genesis.spec.declaration, seeded=seeded):
             raise UsageError(
                 "the unfinished recording was begun with other first weights or another order (init_seed, start, "
                 "start_kind, parent, order): its genesis is signed and cannot change"

@@ -91,7 +91,7 @@ class Recorder:
             platform=first.platform,
             control=Control(steps=control.steps, root=control.root),
             dataset=Dataset(root=tree(self._files.leaves())),
-            randomness=self._origins.randomness,
+            randomness=self._origins.randomness(declaration, seeded=_seeds_itself(first, second)),
             secret=seeds.commit(r),
         )
         self._files.write_order(self._origins.order_bytes())
@@ -219,6 +219,13 @@ class Recorder:
                     if undeclared:
                         raise UsageError(_undeclared(undeclared))
                     self._files.note_asides(asides)
+
+
+def _seeds_itself(first: messages.Built, second: messages.Built) -> bool:
+    """Whether a recipe that keeps its own randomness draws the same parameters under every seed."""
+    parameters = [key for key in first.contents if key.startswith("parameter/")]
+    same = all(first.contents[key] == second.contents[key] for key in parameters)
+    return first.declaration.streams == "observed" and same
 
 
 def failure(event: messages.Failed) -> PolError:

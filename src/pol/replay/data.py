@@ -1,10 +1,9 @@
-"""Samples and batches: canonical bytes, dataset leaves, fetching, collation."""
+"""Samples and batches: canonical bytes, dataset leaves, digests, collation."""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,6 @@ from blake3 import blake3
 from pol.digest import frame
 from pol.errors import UsageError
 from pol.merkle import leaf_hash
-from pol.order import epoch_order, observed_order
-from pol.replay import randomness
-from pol.replay.randomness import GlobalState, Streams
 from pol.replay.tensors import content, dtype_name
 
 SAMPLE_ENCODING = "pol/v1/sample"
@@ -128,90 +124,3 @@ def default_collate(items: list[Any]) -> Any:
     if isinstance(first, bool | int | float):
         return torch.tensor(items)
     return list(items)
-
-
-class Loader:
-    """Fetches the batches of one training run, each a function of (seed, epoch, batch) alone.
-
-    The result is defined as if the global generators were set from (seed, epoch, position, sample) before each
-    sample. Setting three generators costs more than a small sample, so a batch is first fetched with one
-    setting; only if a generator moved is it fetched again, sample by sample, from then on always so.
-    """
-
-    def __init__(
-        self, data: Any, streams: Streams, size: int, drop_last: bool,
-        transform: Transform | None, collate: Collate | None, order: Path | None = None,
-    ) -> None:  # fmt: skip
-        self.data = data
-        self.samples = len(data)
-        self.size = size
-        self.drop_last = drop_last
-        self._streams = streams
-        self._transform = transform
-        self._collate = collate or default_collate
-        self._observed = order
-        self._epoch = -1
-        self._sets_each = False
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of a whole epoch."""
-        whole, rest = divmod(self.samples, self.size)
-        return whole + bool(rest and not self.drop_last)
-
-    def continue_from(self, other: Loader) -> None:
-        """Keep what the loader of the epoch before has learned about the program."""
-        self._sets_each = other._sets_each
-
-    def indices(self, epoch: int, batch: int) -> list[int]:
-        """Dataset indices of a batch."""
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._order_of(epoch)
-        indices: list[int] = self._order[batch * self.size : (batch + 1) * self.size].tolist()
-        return indices
-
-    def _order_of(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        if self._observed is None:
-            return epoch_order(self._streams.seed, epoch, self.samples)
-        with self._observed.open("rb") as file:
-            file.seek(4 * self.samples * epoch)
-            return observed_order(file.read(4 * self.samples), self.samples)
-
-    def fetch(
-        self, epoch: int, batch: int, caller: GlobalState, on_item: Callable[[int, Any], None] | None = None
-    ) -> Any:
-        """Batch ``batch`` of ``epoch``; the global generators, in state ``caller``, are left so.
-
-        ``on_item`` may be told of a sample twice; the last time holds.
-        """
-        items = None if self._sets_each else self._fetch_quickly(epoch, batch, caller, on_item)
-        if items is None:
-            self._sets_each = True
-            items = self._fetch_each(epoch, batch, on_item)
-        elif self._collate is default_collate:  # which draws nothing
-            return default_collate(items)
-        self._streams.collate(epoch, batch)
-        collated = self._collate(items)
-        randomness.load(caller)
-        return collated
-
-    def _item(self, epoch: int, position: int, index: int, on_item: Callable[[int, Any], None] | None) -> Any:
-        item = self.data[index]
-        if on_item:
-            on_item(index, item)
-        if self._transform is None:
-            return item
-        return self._transform(item, self._streams.sample_rng(epoch, position, index))
-
-    def _fetch_quickly(self, epoch: int, batch: int, caller: GlobalState, on_item: Any) -> list[Any] | None:
-        first = batch * self.size
-        items = [self._item(epoch, first + i, index, on_item) for i, index in enumerate(self.indices(epoch, batch))]
-        return items if randomness.unchanged(caller) else None
-
-    def _fetch_each(self, epoch: int, batch: int, on_item: Any) -> list[Any]:
-        items = []
-        first = batch * self.size
-        for i, index in enumerate(self.indices(epoch, batch)):
-            self._streams.sample(epoch, first + i, index)
-            items.append(self._item(epoch, first + i, index, on_item))
-        return items

@@ -11,6 +11,7 @@ from pol.errors import UsageError
 from pol.replay.data import encode_field, fields, sample_leaf
 from pol.replay.files import writing
 from pol.replay.frame import Arrival
+from pol.replay.loader import Committed
 from pol.replay.state import State
 
 CHECKED = 64
@@ -24,7 +25,7 @@ def write_leaves(arrival: Arrival, path: Path, salt_key: bytes, on_sample: Calla
     Raises:
         StoreError: the disk refused.
     """
-    data, count = arrival.loader.data, arrival.loader.samples
+    data, count = Committed(arrival.loader.data), arrival.loader.samples
     with writing(path):
         file = path.open("wb")
     try:
@@ -47,13 +48,14 @@ def check_leaves(arrival: Arrival, path: Path, salt_key: bytes) -> None:
     Raises:
         UsageError: the dataset is not the same every time.
     """
-    data, count = arrival.loader.data, arrival.loader.samples
+    data, count = Committed(arrival.loader.data), arrival.loader.samples
     leaves = path.read_bytes()
-    for index in sorted({(count - 1) * i // (CHECKED - 1) for i in range(CHECKED)}):
+    for index in sorted({(count - 1) * i // (CHECKED - 1) for i in range(CHECKED)}) if count else []:
         if sample_leaf(data[index], index, salt_key) != leaves[32 * index : 32 * index + 32]:
             raise UsageError(
-                f"data() is not deterministic: sample {index} is another one each time it is asked for. Draw what is "
-                "random in transform(), which may differ per epoch; data() itself must give the same samples always"
+                f"data() is not deterministic: sample {index} is another one each time it is asked for, although the "
+                "global generators are set before. Draw from torch, numpy or random, or in transform(); never from the "
+                "clock, the system's entropy or a generator of the dataset's own"
             )
 
 
@@ -67,7 +69,7 @@ class Untouched:
         """Note a sample."""
         self._leaves.setdefault(index, sample_leaf(item, index, b""))
 
-    def batch(self, step: int, batch: Any) -> None:
+    def batch(self, step: int, batch: Any, chosen: list[int] | None) -> None:
         """See that the batch has canonical bytes."""
         for where, value in fields(batch):
             encode_field(value, where)
@@ -83,8 +85,9 @@ class Untouched:
         Raises:
             UsageError: one has changed.
         """
+        committed = Committed(data)
         for index, leaf in self._leaves.items():
-            if sample_leaf(data[index], index, b"") != leaf:
+            if sample_leaf(committed[index], index, b"") != leaf:
                 raise UsageError(
                     f"the program changes sample {index} of data() in place, so it would be another one in the next "
                     "epoch; let transform() and collate return new arrays"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,8 +12,12 @@ from pol.declaration import Declaration, External, difference
 from pol.errors import ReplayError, UsageError
 from pol.replay import randomness
 from pol.replay.aside import undisturbed
-from pol.replay.data import Collate, Loader, Transform
+from pol.replay.data import Collate, Transform
 from pol.replay.frame import Arrival, Frame, Position
+from pol.replay.frozen import Bases
+from pol.replay.generators import Kept
+from pol.replay.loader import Loader
+from pol.replay.loading import loader_of
 from pol.replay.observer import Observer
 from pol.replay.parts import Parts
 from pol.replay.state import State
@@ -34,6 +38,8 @@ class Driver:
         self.step = start.step
         self.epoch = 0
         self._parts: Parts | None = None
+        self._bases = Bases({})
+        self._kept: Kept | None = None
         self._epochs: int | None = None
         self._loader: Loader | None = None
         self._declaration: Declaration | None = None
@@ -48,19 +54,32 @@ class Driver:
 
     # -- the public Run -----------------------------------------------------------------------------------------
 
-    def attach(self, *, dynamic: tuple[str, ...] = (), **parts: Any) -> Any:
-        """Register everything that evolves; returns the parts as attributes."""
+    def attach(
+        self, *, frozen: Any = None, dynamic: tuple[str, ...] = (),
+        randomness: Literal["derived", "observed"] = "derived", **parts: Any,
+    ) -> Any:  # fmt: skip
+        """Register everything that evolves; returns the parts as attributes.
+
+        Args:
+            frozen: A module that the training uses and never changes, or several by name: in no state, bound by root.
+            dynamic: Hyperparameters that the program changes by itself.
+            randomness: ``observed``: the program seeds its generators itself, and they are state.
+            **parts: Modules, optimizers, schedules, generators, dicts, and objects with a ``state_dict``.
+        """
         if self._parts is not None:
             raise UsageError("attach() was called twice: attach all parts in one call")
-        if "frozen" in parts:  # the design's name for bases that are hashed once; as a part it would mean another thing
-            raise UsageError("attach(frozen=...) is not in this version: attach the module under another name")
+        if randomness not in ("derived", "observed"):
+            raise UsageError(f"attach(randomness={randomness!r}): derived or observed")
         self._external = self._frame.external()
-        self._parts = Parts(parts, tuple(dynamic))
+        self._bases = Bases(frozen)
+        self._parts = Parts(parts, tuple(dynamic), self._bases)
+        if randomness == "observed":
+            self._kept = Kept(self._parts.generators)
         for optimizer in self._parts.optimizers.values():
             optimizer.register_step_pre_hook(self._note_rates)
         if self._start.state is not None:
             self._parts.schedules.repeat(self._start.counts)
-            self._parts.restore(self._start.state)
+            self._restore(self._start.state)
             self._parts.schedules.held = True
         return self._parts.namespace
 
@@ -89,8 +108,24 @@ class Driver:
         if size < 1 or not len(data):
             raise UsageError(f"batches(size={size}) of {len(data)} samples: there is no batch in that")
         loader = Loader(data, self._frame.streams, size, drop_last, transform, collate, self._frame.order)
+        return self._batches_of(loader)
+
+    def loader(self, dataloader: Any, *, batches: int | None = None) -> Batches:
+        """The batches that are left of this epoch, of a loader of the program's own.
+
+        Args:
+            dataloader: A ``torch.utils.data.DataLoader``, a sequence of batches, or another iterable of batches.
+            batches: Batches of an epoch, where the iterable does not know.
+        """
+        if self._epochs is None:
+            raise UsageError("loader() was called outside of `for epoch in run.epochs(n)`")
+        if self._frame.order is not None:
+            raise UsageError("loader() has an order of its own: no other one can be given")
+        return self._batches_of(loader_of(dataloader, self._frame.streams, self._kept, batches))
+
+    def _batches_of(self, loader: Loader) -> Batches:
         if self._loader is not None:
-            if (loader.samples, size, drop_last) != (self._loader.samples, self._loader.size, self._loader.drop_last):
+            if loader.kind != self._loader.kind:
                 raise UsageError("batches() was called with another dataset size, batch size or drop_last than before")
             loader.continue_from(self._loader)
         self._loader = loader
@@ -124,14 +159,18 @@ class Driver:
             self._enter()
         if self.step == self._stop:
             raise Arrived
-        if self._open:
+        caller: randomness.GlobalState | None
+        if self._kept is not None:
+            caller = None  # generators are the program's own
+        elif self._open:
             caller = randomness.save()  # a further micro-batch: the step's streams go on
         else:
             caller = self._frame.streams.step(self.step, self._need_parts().generators)
         observer = self._observer
         fetched = loader.fetch(self.epoch, batch, caller, observer.item if observer else None)
         if observer:
-            observer.batch(self.step, fetched)
+            chosen = loader.indices(self.epoch, batch) if loader.order == "recorded" else None
+            observer.batch(self.step, fetched, chosen)
         self._open += 1
         return fetched
 
@@ -161,6 +200,7 @@ class Driver:
         expected = self._declaration.epochs * (self._steps_per_epoch() or 0)
         if self.step != expected:
             raise ReplayError(f"train() returned after {self.step} steps; {expected} were declared")
+        self._bases.check()
 
     def _enter(self) -> None:
         parts, loader = self._need_parts(), self._loader
@@ -169,10 +209,10 @@ class Driver:
             raise UsageError("the program steps a schedule before its first batch: step it after an update")
         if self._start.state is not None:
             # Once more: what ran between attach and here (the top of an epoch) belongs to an earlier step.
-            parts.restore(self._start.state)
+            self._restore(self._start.state)
             parts.schedules.held = False
         self._flags = parts.flags()
-        built = parts.capture()
+        built = self._state()
         self._declaration = Declaration(
             parts=parts.describe(),
             entries=[] if self._start.state is not None else [entry for entry, _ in built.entries()],
@@ -182,6 +222,10 @@ class Driver:
             batch_size=loader.size,
             drop_last=loader.drop_last,
             external=self._external,
+            streams="derived" if self._kept is None else "observed",
+            order=loader.order,
+            batches=None if loader.order == "derived" else loader.num_batches,
+            frozen=self._bases.declared,
         )
         expected = self._frame.declaration
         if expected is not None:
@@ -203,7 +247,7 @@ class Driver:
         self.step += 1
         if self._observer:
             parts = self._need_parts()
-            take = parts.capture if final else self._capture
+            take = self._state if final else self._capture
             self._observer.closed(self.step - 1, loss, rates, take, dict(parts.counts))
 
     def _capture(self) -> State:
@@ -216,7 +260,18 @@ class Driver:
                 f"before step {self.step}: {changed[0]} has changed since the training began. A replay enters with the "
                 "flags that build() gives: set requires_grad there, and evaluate inside run.aside()"
             )
-        return parts.capture()
+        return self._state()
+
+    def _state(self) -> State:
+        """The whole state: that of the parts, and the generators that the program keeps itself."""
+        self._bases.glance()
+        state = self._need_parts().capture()
+        if self._kept is not None:
+            self._kept.capture(state)
+        return state
+
+    def _restore(self, state: State) -> None:
+        self._need_parts().restore(state if self._kept is None else self._kept.restore(state))
 
     def _epoch_is_over(self) -> bool:
         per_epoch = self._steps_per_epoch()
@@ -241,7 +296,7 @@ class Driver:
         assert self._declaration is not None and self._loader is not None
         parts = self._need_parts()
         return Arrival(
-            step=self.step, state=parts.capture(), counts=dict(parts.counts), declaration=self._declaration,
+            step=self.step, state=self._state(), counts=dict(parts.counts), declaration=self._declaration,
             batches_per_step=self._batches_per_step, loader=self._loader, parts=parts, asides=self._asides,
             finished=finished,
         )  # fmt: skip
@@ -268,3 +323,5 @@ class Batches:
         self._epoch, self._first = self._driver.epoch, self._driver.first_batch()
         for batch in range(self._first, self._loader.num_batches):
             yield self._driver.next_batch(self._loader, batch)
+        if self._first < self._loader.num_batches:  # else the program was entered at the end, and is not there yet
+            self._loader.end()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pol.declaration import Declaration, External
-from pol.replay.data import Loader
+from pol.replay.loader import Loader
 from pol.replay.parts import Parts
 from pol.replay.randomness import Streams
 from pol.replay.state import State

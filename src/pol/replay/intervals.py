@@ -40,6 +40,7 @@ class IntervalRecorder:
         self._rates: list[Rates] = []
         self._skipped: list[int] = []
         self._digests: list[str] = []
+        self._chosen: list[list[int]] = []
         self._hasher.reset()
 
     def item(self, index: int, item: Any) -> None:
@@ -47,9 +48,11 @@ class IntervalRecorder:
         if self._salt_key is not None:
             self._samples[index] = sample_leaf(item, index, self._salt_key)
 
-    def batch(self, step: int, batch: Any) -> None:
+    def batch(self, step: int, batch: Any, chosen: list[int] | None) -> None:
         """Hash a batch as it enters its step."""
         self._hasher.update(step, batch)
+        if chosen is not None:
+            self._chosen.append(chosen)
 
     def closed(
         self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
@@ -78,6 +81,7 @@ class IntervalRecorder:
             learning_rates=self._rates,
             skipped=self._skipped,
             schedules=counts,
+            indices=self._chosen or None,
         )
         self._emit(interval, state, self._digests)
         self._begin(step + 1)

@@ -11,8 +11,8 @@ from pol.replay.state import State
 class Observer(Protocol):
     """Told about every step as it closes."""
 
-    def batch(self, step: int, batch: Any) -> None:
-        """A batch is about to enter step ``step``."""
+    def batch(self, step: int, batch: Any, chosen: list[int] | None) -> None:
+        """A batch is about to enter step ``step``; ``chosen``: its indices, if the program's own sampler chose them."""
 
     def item(self, index: int, item: Any) -> None:
         """The dataset returned sample ``index`` (before its transform); told again, the last time holds."""

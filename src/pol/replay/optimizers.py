@@ -37,7 +37,8 @@ class AttachedOptimizer:
         self._restored = sorted(restored & present)  # what no counted schedule gives again: this alone is state
         if any(id(parameter) not in names for group in optimizer.param_groups for parameter in group["params"]):
             raise UsageError(
-                f"optimizer {part!r} trains a tensor of no attached module: attach the module that holds it"
+                f"optimizer {part!r} trains a tensor of no attached module, or of a frozen base: attach the module "
+                "that holds it, and give the optimizer nothing that is frozen"
             )
         self.groups = self._describe()
         """The groups as they were built."""

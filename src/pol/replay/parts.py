@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pol.declaration import Part
 from pol.errors import IntegrityError, ReplayError, UsageError
+from pol.replay.frozen import Bases
 from pol.replay.optimizers import AttachedOptimizer
 from pol.replay.schedules import Schedules
 from pol.replay.state import State
@@ -31,22 +32,40 @@ class Attached(SimpleNamespace):
         return getattr(self, name)
 
 
-class Parts:
-    """The attached parts, sorted by what they are."""
+class Carried:
+    """A dict that a program attached (what a loop carries from step to step), as an object with a state."""
 
-    def __init__(self, parts: dict[str, Any], dynamic: tuple[str, ...]) -> None:
+    def __init__(self, values: dict[Any, Any]) -> None:
+        self._values = values
+
+    def state_dict(self) -> dict[Any, Any]:
+        """The dict itself."""
+        return self._values
+
+    def load_state_dict(self, values: dict[Any, Any]) -> None:
+        """Fill the program's own dict."""
+        self._values.clear()
+        self._values.update(values)
+
+
+class Parts:
+    """The attached parts, sorted by what they are; tensors of ``bases`` are in none of them."""
+
+    def __init__(self, parts: dict[str, Any], dynamic: tuple[str, ...], bases: Bases) -> None:
         self.namespace = Attached(**parts)
+        self._bases = bases
         self.modules = {k: v for k, v in parts.items() if isinstance(v, nn.Module)}
         self.optimizers = {k: v for k, v in parts.items() if isinstance(v, torch.optim.Optimizer)}
         self.generators = {k: v for k, v in parts.items() if isinstance(v, torch.Generator)}
         self._schedules = {k: v for k, v in parts.items() if isinstance(v, LRScheduler)}
         known = {*self.modules, *self.optimizers, *self.generators, *self._schedules}
-        self._objects = {k: v for k, v in parts.items() if k not in known}
+        self._objects = {k: Carried(v) if type(v) is dict else v for k, v in parts.items() if k not in known}
         for name, part in self._objects.items():
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise UsageError(
                     f"attach({name}=...): a {type(part).__name__} has no state_dict and load_state_dict, so its state "
-                    "cannot be recorded; attach modules, optimizers, schedules, torch.Generators, and objects with both"
+                    "cannot be recorded; attach modules, optimizers, schedules, torch.Generators, dicts, and objects "
+                    "with both"
                 )
         if not self.modules:
             raise UsageError("attach() was given no torch.nn.Module: there is nothing to prove")
@@ -84,6 +103,10 @@ class Parts:
                 *module.named_buffers(remove_duplicate=False),
             ):
                 full = f"{part}.{_clean(name)}"
+                if self._bases.holds(tensor):
+                    if tensor.requires_grad:
+                        raise UsageError(f"{full} is trained, but shares its memory with a frozen base")
+                    continue
                 identity = (
                     (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
                     if tensor.numel()
@@ -168,6 +191,8 @@ class Parts:
             for name, buffer in module.named_buffers(remove_duplicate=False):
                 named.append(("buffer" if _clean(name) in persistent else "transient", name, buffer))
             for kind, name, tensor in named:
+                if self._bases.holds(tensor):
+                    continue
                 full = f"{part}.{_clean(name)}"
                 found[full] = tensor
                 if full not in self.aliases:

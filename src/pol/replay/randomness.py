@@ -94,9 +94,23 @@ class Streams:
             generator.set_state(_torch_state(data))
         return self._set("step", step)
 
-    def sample(self, epoch: int, position: int, index: int) -> None:
+    def sample(self, epoch: int, position: int, index: int) -> GlobalState:
         """Before one sample is fetched and transformed."""
-        self._set("sample", epoch, position, index)
+        return self._set("sample", epoch, position, index)
+
+    def sampler(self, epoch: int, generators: list[torch.Generator]) -> None:
+        """Before a sampler of the program's own chooses the order of an epoch; ``generators`` are the sampler's."""
+        for number, generator in enumerate(generators):
+            generator.set_state(_torch_state(self._stream.draw(4 * _MT_WORDS, "sampler.own", epoch, number)))
+        self._set("sampler", epoch)
+
+    def iterator(self, epoch: int) -> None:
+        """Before an iterable dataset is begun for an epoch."""
+        self._set("iterator", epoch)
+
+    def fetch(self, epoch: int, batch: int) -> None:
+        """Before a batch of an iterable dataset is asked for."""
+        self._set("fetch", epoch, batch)
 
     def sample_rng(self, epoch: int, position: int, index: int) -> np.random.Generator:
         """The generator that a transform is given for one sample, good until the next one is asked for."""

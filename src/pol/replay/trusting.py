@@ -120,9 +120,9 @@ class _Trusting(Driver):
         self._declared, self._claimed, self._from = rates, claimed, start.step
         self._recipes_own: list[dict[str, Any]] = []
 
-    def attach(self, *, dynamic: tuple[str, ...] = (), **parts: Any) -> Any:
+    def attach(self, **given: Any) -> Any:
         """See ``Driver``."""
-        namespace = super().attach(dynamic=dynamic, **parts)
+        namespace = super().attach(**given)
         first = 0
         for name, optimizer in sorted(self._need_parts().optimizers.items()):
             optimizer.register_step_pre_hook(partial(self._put_in, name, first))
@@ -157,7 +157,7 @@ class _End:
     def __init__(self, stop: int, folder: Path) -> None:
         self._stop, self._folder, self.saved = stop, folder, False
 
-    def batch(self, step: int, batch: Any) -> None:
+    def batch(self, step: int, batch: Any, chosen: list[int] | None) -> None:
         """Nothing to note."""
 
     def item(self, index: int, item: Any) -> None:

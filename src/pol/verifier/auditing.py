@@ -113,6 +113,7 @@ _NAMES = {
     "batches": "the batches",
     "loss": "the loss",
     "learning_rates": "the learning rates",
+    "indices": "the chosen samples",
 }
 """Fields of a record, in messages."""
 
@@ -217,7 +218,7 @@ class _Replay:
         if len(samples) != found.stop - found.start:
             return "the replay does not account for the samples of every step"
         for step, digest in enumerate(samples, start=found.start):
-            expected = sample_list_digest((i, self._leaf(i)) for i in self._indices(step))
+            expected = sample_list_digest((i, self._leaf(i)) for i in dict.fromkeys(self._indices(step)))
             if not hmac.compare_digest(digest, expected):
                 return (
                     f"step {step} used samples that are not the committed ones: your recipe's dataset and the "
@@ -231,6 +232,12 @@ class _Replay:
     def _indices(self, step: int) -> list[int]:
         spec = self._case.genesis.spec
         declaration, per_step = spec.declaration, spec.batches_per_step
+        if declaration.order == "stream":
+            return []
+        if declaration.order == "recorded":
+            interval = self._case.log.intervals[step // spec.every]
+            begin, first, end = (declaration.batches_before(at, per_step) for at in (interval.start, step, step + 1))
+            return [index for batch in (interval.indices or [])[first - begin : end - begin] for index in batch]
         epoch, within = divmod(step, declaration.steps_per_epoch(per_step))
         if epoch not in self._orders:
             self._orders = {epoch: self._order(epoch, declaration.samples).tolist()}

@@ -104,7 +104,7 @@ def compare_model(case: Case, model: Path, step: int, otherwise: str) -> int:
     release = case.genesis.spec.release
     assert release is not None
     expected, optional = _released(case, release.part, step)
-    found = _model_entries(model)
+    found = model_entries(model)
     for name in sorted({*expected, *found}):
         if expected.get(name) != found.get(name) and not (name in optional and name not in found):
             how = "is missing" if name not in found else "is not in the proof" if name not in expected else "differs"
@@ -120,7 +120,13 @@ def _released(case: Case, part: str, step: int) -> tuple[dict[str, tuple[str, tu
     }, optional
 
 
-def _model_entries(model: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+def model_entries(model: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Name to (dtype, shape, BLAKE3-256 of the bytes) of every tensor of a model file.
+
+    Raises:
+        FormatError: it is no safetensors file.
+        UsageError: it cannot be read.
+    """
     try:
         size = model.stat().st_size
         with model.open("rb") as file:

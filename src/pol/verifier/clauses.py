@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pol import canonical
 from pol.declaration import Group
 from pol.errors import FormatError, IntegrityError
-from pol.proof.policy import LEVELS, Level
+from pol.proof.policy import LEVELS, ORDERS, Level
 from pol.verifier.case import Case, Checks, passed, unable
 
 
 def level(case: Case) -> Level:
     """The assurance level of a run: who chose its first weights, order and randomness."""
     randomness = case.genesis.randomness
-    if "observed" in (randomness.origin, randomness.order):
+    if "observed" in (randomness.origin, randomness.streams) or randomness.order != "derived":
         return "observed"
     if randomness.origin == "declared":
         return "seed-declared"
@@ -65,20 +65,48 @@ def assured(case: Case) -> Checks:
             f"this run reaches assurance level {found!r} ({_why(case)}), your policy demands {demanded!r}; "
             f"--assurance {found} takes it"
         )
-    if case.genesis.randomness.order == "observed" and case.policy.order == "derived":
+    needed = order_needed(case)
+    if ORDERS.index(needed) > ORDERS.index(case.policy.order):
         raise IntegrityError(
-            "the claimant chose the order of the data; your policy demands the derived one; "
-            "--order permutation takes it"
+            f"{_ORDERED[case.genesis.randomness.order]}; your policy demands {_DEMANDED[case.policy.order]}; "
+            f"--order {needed} takes it"
         )
     yield passed("assurance", f"level {found!r}; the policy demands {demanded!r}")
+
+
+_ORDERED = {
+    "observed": "the claimant chose the order of the data",
+    "recorded": "a sampler of the recipe's own chose the order of the data",
+    "stream": "the data are a stream, in whatever order it gives",
+}
+_DEMANDED = {"derived": "the derived order", "permutation": "every sample once an epoch"}
+
+
+def order_needed(case: Case) -> str:
+    """The mildest ``policy.order`` that takes a run: what its order is, as far as the record shows it."""
+    kind, declaration = case.genesis.randomness.order, case.genesis.spec.declaration
+    if kind in ("derived", "stream"):
+        return "derived" if kind == "derived" else "any"
+    if kind == "observed":  # step 4 has looked at every epoch
+        return "permutation"
+    chosen = [batch for interval in case.log.intervals for batch in interval.indices or []]
+    seen: set[int] = set()
+    for number, batch in enumerate(chosen):
+        seen = set() if number % declaration.batches_per_epoch == 0 else seen
+        if len(set(batch)) < len(batch) or seen & set(batch):
+            return "any"
+        seen |= set(batch)
+    return "permutation"
 
 
 def _why(case: Case) -> str:
     randomness = case.genesis.randomness
     if randomness.origin == "observed":
         return "the first weights come from elsewhere"
-    if randomness.order == "observed":
-        return "the claimant chose the order of the data"
+    if randomness.streams == "observed":
+        return "the recipe keeps its own randomness"
+    if randomness.order != "derived":
+        return _ORDERED[randomness.order]
     return "the claimant chose the seed of the first weights"
 
 

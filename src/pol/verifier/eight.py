@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pol.auditor import Auditor
 from pol.proof.report import Assurance, Step, confidence_sentence
-from pol.verifier import auditing, authenticate, bind, clauses, origins, replayed, shape, tolerance
+from pol.verifier import auditing, authenticate, bases, bind, clauses, origins, replayed, shape, tolerance
 from pol.verifier.case import Case, Checks
 from pol.verifier.procedure import Procedure, not_run, run_step
 
@@ -35,7 +35,8 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         (3, lambda: [check(case) for check in BIND]),
         (4, lambda: [*(check(case) for check in SHAPE),
                      shape.recipe(case, auditor.name, auditor.sources(), case.settings)]),
-        (5, lambda: [origins.origin(case, auditor, measured_platform()), origins.independence(case, auditor)]),
+        (5, lambda: [origins.origin(case, auditor, measured_platform()), bases.bases(case),
+                     origins.independence(case, auditor)]),
         (6, lambda: [replayed.challenge(case)]),
         (7, lambda: [auditing.audit(case, auditor, measured_platform())]),
     ]  # fmt: skip
@@ -67,11 +68,25 @@ def assurance(case: Case) -> Assurance:
         "You pinned the key." if case.policy.keys else "You pinned no key: the name behind it is for you to establish."
     )
     statements = [origins.statement(case), randomness]
-    if case.genesis.randomness.order == "observed":
-        declaration = case.genesis.spec.declaration
+    declaration, chosen = case.genesis.spec.declaration, case.genesis.randomness
+    if chosen.streams == "observed":
+        statements.append(
+            "The recipe keeps its own randomness: generators are part of the recorded states. A forger of an interval "
+            "that was not replayed could have chosen them."
+        )
+    if chosen.order == "observed":
         left = declaration.samples % declaration.batch_size if declaration.drop_last else 0
         beside = f" but {left}, which the claimant chose, too" if left else ""
         statements.append(f"The claimant chose the order of the data; every epoch visits every sample once{beside}.")
+    elif chosen.order == "recorded":
+        statements.append("A sampler of the recipe's own chose the order of the data; its indices stand in the log.")
+    elif chosen.order == "stream":
+        statements.append(
+            "The data are a stream, of which nothing was committed before the training: batches of the replayed steps "
+            "are those that your copy of the stream gives, and of the others nothing is known."
+        )
+    for base in declaration.frozen:
+        statements.append(f"Trained over the frozen base {base.name!r} with root {base.root.digest}, which you allow.")
     if case.drift is not None:
         statements.append(
             f"Within tolerance, not bit for bit: all limits together leave a forger {case.drift.bound:.2g}, where the "

@@ -33,6 +33,8 @@ def statement(case: Case) -> str:
     """The origin in words, for a report."""
     return {
         "derived": "Origin: weights drawn from the run's seed, drawn again here; nothing was trained before.",
+        "recipe": "Origin: weights drawn under a seed that stands in the recipe, drawn again here; nothing was trained "
+        "before, but the claimant may have tried many seeds.",
         "declared": "Origin: weights drawn under a seed that the claimant chose, drawn again here; nothing was trained "
         "before, but it may have tried many seeds.",
         "parent": "Origin: the weights of another proof, which was verified, too, under the same policy but for what "
@@ -67,7 +69,7 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
     if genesis.randomness.origin != "given" and case.start is not None:
         yield failed("start", f"you gave out {case.start.name}, but this run starts elsewhere")
         return
-    if genesis.randomness.origin != "parent" and case.parent_path is not None:
+    if genesis.randomness.origin != "parent" and case.parent_path is not None and not genesis.spec.declaration.frozen:
         yield failed("parent", f"you named the parent {case.parent_path.name}, but this run starts elsewhere")
         return
     if genesis.randomness.built:
@@ -75,6 +77,7 @@ def origin(case: Case, auditor: Auditor, platform: Platform) -> Checks:
             yield platform.mismatch("seed", "the first state does not follow from the seed of this genesis")
             return
         which = "the seed" if declared is None else f"the declared seed {declared}"
+        which = "the recipe's own seed" if genesis.randomness.origin == "recipe" else which
         yield passed("seed", f"the first state follows from {which}, bit for bit; optimizer state is fresh")
     else:
         yield from _beside_the_weights(case, built, platform)
@@ -167,7 +170,7 @@ def independence(case: Case, auditor: Auditor) -> Checks:
         yield failed("independence", f"the declared constant {unknown[0]} is no entry of the state")
         return
     for found in twice.comparisons:
-        if objection := _objection(found, allowed, genesis.spec.constants):
+        if objection := _objection(found, allowed, genesis.spec.constants, own=genesis.randomness.origin == "recipe"):
             yield failed("independence", "{} {} ".format(*found.key.split("/", 1)) + objection)
             return
     random = sum(not found.equal for found in twice.comparisons)
@@ -177,8 +180,13 @@ def independence(case: Case, auditor: Auditor) -> Checks:
     )
 
 
-def _objection(found: Comparison, allowed: str, declared: list[str]) -> str | None:
-    """Why a tensor, built under two seeds, may hold something that was trained before; None if it may not."""
+def _objection(found: Comparison, allowed: str, declared: list[str], *, own: bool) -> str | None:
+    """Why a tensor, built under two seeds, may hold something that was trained before; None if it may not.
+
+    ``own``: the recipe draws under a seed of its own, so all of it may be equal; that is its level of assurance.
+    """
+    if found.key.startswith("generator/"):  # holds no weights, and was drawn again bit for bit
+        return None
     if found.size > _TELLING and found.equal != (found.key in declared):
         return f"{'does not depend' if found.equal else 'depends'} on the seed, against what the genesis declares"
     if not found.equal:
@@ -186,6 +194,6 @@ def _objection(found: Comparison, allowed: str, declared: list[str]) -> str | No
         return (
             None if abs(found.correlation) <= bound else f"is alike under independent seeds ({found.correlation:.2f})"
         )
-    if found.repeated or permitted(found.key.split("/", 1)[0], allowed):
+    if own or found.repeated or permitted(found.key.split("/", 1)[0], allowed):
         return None
     return "has the same values under every seed: it comes from elsewhere"

@@ -56,6 +56,12 @@ def arithmetic(case: Case) -> Checks:
         raise IntegrityError(
             f"the control run has {genesis.control.steps} steps; format v1 takes {min(CONTROL_STEPS, spec.steps)}"
         )
+    declared = spec.declaration
+    order = "derived" if genesis.randomness.order == "observed" else genesis.randomness.order
+    if (genesis.randomness.streams, order) != (declared.streams, declared.order):
+        raise IntegrityError("the genesis names another randomness than the recipe declares")
+    if genesis.randomness.origin == "recipe" and declared.streams != "observed":
+        raise IntegrityError("first weights of a seed in the recipe need streams of its own, too")
     if spec.release != released_part(spec.declaration):
         raise IntegrityError("the genesis releases another part than the model that the recipe declares")
     yield passed(
@@ -93,6 +99,8 @@ def cover(case: Case) -> Checks:
             raise IntegrityError(
                 f"interval {interval.start}–{interval.stop}: its rates, loss or skipped steps are not of {length} steps"
             )
+        if (interval.indices is not None) != (spec.declaration.order == "recorded"):
+            raise IntegrityError(f"interval {interval.start}–{interval.stop}: indices where there are none to record")
         if interval.schedules.keys() != counted.keys() or any(interval.schedules[n] < counted[n] for n in counted):
             raise IntegrityError(
                 f"interval {interval.start}–{interval.stop}: its schedules are not those of the recipe, or go backwards"
@@ -189,6 +197,12 @@ def order(case: Case) -> Checks:
     if case.genesis.randomness.order == "derived":
         yield passed("order", "the order of the data follows from the seed")
         return
+    if case.genesis.randomness.order == "stream":
+        yield passed("order", "the data are a stream: its samples have no number")
+        return
+    if case.genesis.randomness.order == "recorded":
+        yield passed("order", f"indices of {_recorded(case)} batches stand in the records")
+        return
     row = 4 * declaration.samples
     for epoch in range(declaration.epochs):
         found = observed_order(case.store.read_range(ORDER, epoch * row, (epoch + 1) * row), declaration.samples)
@@ -197,6 +211,24 @@ def order(case: Case) -> Checks:
     left = declaration.samples % declaration.batch_size if declaration.drop_last else 0
     beside = f", of which the last {left} fall away: the claimant chose which" if left else ""
     yield passed("order", f"each of {declaration.epochs} epochs visits {declaration.samples} samples once{beside}")
+
+
+def _recorded(case: Case) -> int:
+    """See that every record holds the indices of all of its batches, each of a sample that there is."""
+    spec, total = case.genesis.spec, 0
+    for interval in case.log.intervals:
+        first, end = (
+            spec.declaration.batches_before(at, spec.batches_per_step) for at in (interval.start, interval.stop)
+        )
+        chosen, expected = interval.indices or [], end - first
+        if len(chosen) != expected or not all(chosen):
+            raise IntegrityError(
+                f"interval {interval.start}–{interval.stop}: indices of {len(chosen)} batches, it has {expected}"
+            )
+        if max(max(batch) for batch in chosen) >= spec.declaration.samples:
+            raise IntegrityError(f"interval {interval.start}–{interval.stop}: an index of no sample")
+        total += len(chosen)
+    return total
 
 
 def recipe(case: Case, name: str, sources: dict[str, Digest], settings: dict[str, object]) -> Checks:

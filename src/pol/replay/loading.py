@@ -1,0 +1,349 @@
+"""The batches of ``run.loader``: a loader of the program's own, whoever sets the generators.
+
+A ``DataLoader`` is taken apart: its dataset, its sampler and its collation decide what a batch is. Where the program
+keeps its own randomness, generators are drawn from exactly as iterating the loader itself would.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import Any, cast
+
+import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
+
+from pol.errors import UsageError
+from pol.replay import randomness
+from pol.replay.generators import Kept
+from pol.replay.loader import Committed, Loader, OnItem
+from pol.replay.randomness import GlobalState, Streams
+
+
+def loader_of(given: Any, streams: Streams, kept: Kept | None, batches: int | None) -> Loader:
+    """The loader for what a program gave to ``run.loader``.
+
+    Args:
+        given: A ``DataLoader``, a sequence of batches, or an iterable of batches that begins anew each time.
+        streams: What sets the generators, unless the program keeps them.
+        kept: The generators that the program keeps itself.
+        batches: Batches of an epoch, where the loader does not know.
+
+    Raises:
+        UsageError: this version cannot take it.
+    """
+    if isinstance(given, DataLoader) and not isinstance(given.dataset, IterableDataset):
+        _check(given, kept)
+        if batches not in (None, len(given)):
+            raise UsageError(f"loader(batches={batches}): this loader has {len(given)} batches")
+        return SampledLoader(given, streams) if kept is None else OwnLoader(given, kept)
+    if isinstance(given, Sequence):  # of batches: each is one sample of the committed dataset
+        loader: DataLoader[Any] = DataLoader(cast("Any", given), batch_size=None, collate_fn=_as_it_is)
+        return loader_of(loader, streams, kept, batches)
+    if isinstance(given, Iterator) or not isinstance(given, Iterable):
+        raise UsageError(
+            f"loader() was given a {type(given).__name__}: it needs a DataLoader, a sequence of batches, or an "
+            "iterable that can be begun anew (an object with __iter__), because a replay enters in the middle"
+        )
+    if isinstance(given, DataLoader):
+        _check(given, kept)
+    return StreamLoader(given, streams, kept, batches if batches is not None else _length(given))
+
+
+def _check(given: DataLoader[Any], kept: Kept | None) -> None:
+    if kept is None:
+        return
+    if given.persistent_workers or not getattr(given, "in_order", True):
+        raise UsageError(
+            "persistent_workers=True and in_order=False leave batches to generators and timing that no state holds: "
+            "leave them out to keep your own randomness, or let the run set it (attach without randomness='observed')"
+        )
+    if any(generator not in kept.attached.values() for generator in own_generators(given)):
+        raise UsageError(
+            "the loader draws from a torch.Generator of its own that is not attached, so its state would be lost: "
+            "run.attach(..., shuffling=generator)"
+        )
+
+
+def own_generators(given: DataLoader[Any]) -> list[torch.Generator]:
+    """The generators that a loader and its samplers hold, each once."""
+    holders = [given, given.sampler, given.batch_sampler, getattr(given.batch_sampler, "sampler", None)]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _length(given: Any) -> int:
+    try:
+        return len(given)
+    except TypeError:
+        raise UsageError(
+            "this iterable does not know how many batches an epoch has: say so, loader(…, batches=…)"
+        ) from None
+
+
+def _index_batches(given: DataLoader[Any]) -> Iterable[Any]:
+    """What the loader takes indices from; without automatic batching, one index at a time."""
+    return given.sampler if given.batch_sampler is None else given.batch_sampler
+
+
+def _as_indices(found: Any) -> list[int]:
+    try:
+        return [operator.index(index) for index in (found if isinstance(found, list | tuple) else [found])]
+    except TypeError:
+        raise UsageError(f"the sampler gives {str(found)[:60]}: this version records integer indices") from None
+
+
+class SampledLoader(Loader):
+    """A ``DataLoader`` whose randomness the run sets; its samples are fetched in this process.
+
+    Plain shuffling is the derived order. Any other sampler runs under a stream of the epoch, and what it chose stands
+    in the record.
+    """
+
+    def __init__(self, given: DataLoader[Any], streams: Streams) -> None:
+        size = given.batch_size or -(-len(cast("Sized", given.dataset)) // len(given))
+        super().__init__(given.dataset, streams, size, bool(given.drop_last), None, given.collate_fn)
+        self._given = given
+        self.order = "derived" if _shuffles(given) else "recorded"
+        self._chosen: list[list[int]] = []
+        self._starts = [0]
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self._given)
+
+    def indices(self, epoch: int, batch: int) -> list[int]:
+        """Dataset indices of a batch."""
+        if self.order == "derived":
+            return super().indices(epoch, batch)
+        if epoch != self._epoch:
+            caller = randomness.save()
+            self._streams.sampler(epoch, own_generators(self._given))
+            self._epoch, self._chosen = epoch, [_as_indices(found) for found in _index_batches(self._given)]
+            randomness.load(caller)
+            self._starts = [0]
+            for chosen in self._chosen:
+                self._starts.append(self._starts[-1] + len(chosen))
+            if len(self._chosen) != self.num_batches:
+                raise UsageError(f"the sampler gave {len(self._chosen)} batches; its length says {self.num_batches}")
+        return self._chosen[batch]
+
+    def _first(self, epoch: int, batch: int) -> int:
+        return super()._first(epoch, batch) if self.order == "derived" else self._starts[batch]
+
+    def _collated(self, items: list[Any]) -> Any:
+        return self._collate(items if self._given.batch_sampler is not None else items[0])
+
+
+def _shuffles(given: DataLoader[Any]) -> bool:
+    """Whether a loader does what ``shuffle=True`` does, and nothing else."""
+    sampler = given.sampler
+    return (
+        type(given.batch_sampler) is BatchSampler
+        and type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(cast("Sized", given.dataset))
+    )
+
+
+class OwnLoader(Loader):
+    """A ``DataLoader`` of a program that keeps its own randomness."""
+
+    def __init__(self, given: DataLoader[Any], kept: Kept) -> None:
+        size = given.batch_size or -(-len(cast("Sized", given.dataset)) // len(given))
+        super().__init__(given.dataset, Streams(bytes(32)), size, bool(given.drop_last), None, None)
+        self._given, self._kept = given, kept
+        self.order = "recorded"
+        self._at: tuple[int, int] | None = None
+        self._noted: list[int] = []
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a whole epoch."""
+        return len(self._given)
+
+    def indices(self, epoch: int, batch: int) -> list[int]:
+        """Dataset indices of the batch that was fetched last."""
+        return self._noted
+
+    def fetch(self, epoch: int, batch: int, caller: GlobalState | None, on_item: OnItem | None = None) -> Any:
+        """The next batch; entered in the middle of an epoch, its order is drawn again."""
+        if self._at != (epoch, batch):
+            self._begin(batch)
+        self._at = epoch, batch + 1
+        try:
+            self._noted, fetched = self._batches.next(on_item)
+        except StopIteration:
+            raise UsageError(f"the loader ended after {batch} batches; its length says {self.num_batches}") from None
+        return fetched
+
+    def _begin(self, first: int) -> None:
+        if not first:
+            self._kept.begin_epoch()
+            self._batches = self._open()
+            return
+        now = self._kept.now()
+        self._kept.rewind()
+        self._batches = self._open()
+        self._batches.skip(first)
+        self._kept.load(now)
+
+    def _open(self) -> _InProcess | _InWorkers:
+        return _InWorkers(self._given, self._committed) if self._given.num_workers else _InProcess(
+            self._given, self._committed
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """Exhaust the sampler, as a plain loop does: some draw once more at their end."""
+        self._batches.end()
+
+
+class _InProcess:
+    """One epoch of a loader without workers, drawn from generators as torch's own iterator draws."""
+
+    def __init__(self, given: DataLoader[Any], committed: Committed) -> None:
+        self._given, self._committed = given, committed
+        self._indices = iter(_index_batches(given))
+        torch.empty((), dtype=torch.int64).random_(generator=given.generator)  # the base seed of its workers
+
+    def skip(self, count: int) -> None:
+        """Leave batches out, without fetching them."""
+        for _ in range(count):
+            next(self._indices)
+
+    def next(self, on_item: OnItem | None) -> tuple[list[int], Any]:
+        """Indices and content of the next batch."""
+        found = next(self._indices)
+        indices, data = _as_indices(found), cast("Any", self._given.dataset)
+        if on_item:
+            for index in indices:
+                on_item(index, self._committed[index])
+        if self._given.batch_sampler is None:
+            items = data[found]
+        elif getattr(data, "__getitems__", None):  # as torch fetches
+            items = data.__getitems__(found)
+        else:
+            items = [data[index] for index in found]
+        return indices, self._given.collate_fn(items)
+
+    def end(self) -> None:
+        """Nothing may be left."""
+        _exhausted(self._indices)
+
+
+class _InWorkers:
+    """One epoch of a loader with worker processes; what its sampler chose is noted in passing."""
+
+    def __init__(self, given: DataLoader[Any], committed: Committed) -> None:
+        self._committed, self._noted = committed, deque[list[int]]()
+        noting = _Noting(_index_batches(given), self._noted)
+        sampler = {"sampler": noting, "batch_size": None} if given.batch_sampler is None else {"batch_sampler": noting}
+        same: dict[str, Any] = {
+            name: getattr(given, name)
+            for name in ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator",
+                         "prefetch_factor", "multiprocessing_context")
+        }  # fmt: skip
+        self._batches = iter(DataLoader(given.dataset, **sampler, **same))
+
+    def skip(self, count: int) -> None:
+        """Leave batches out; workers fetch them, since their generators move by it."""
+        for _ in range(count):
+            next(self._batches)
+            self._noted.popleft()
+
+    def next(self, on_item: OnItem | None) -> tuple[list[int], Any]:
+        """Indices and content of the next batch."""
+        fetched = next(self._batches)
+        indices = self._noted.popleft()
+        if on_item:
+            for index in indices:
+                on_item(index, self._committed[index])
+        return indices, fetched
+
+    def end(self) -> None:
+        """Nothing may be left."""
+        _exhausted(self._batches)
+
+
+class _Noting:
+    """A sampler that notes what another one chooses."""
+
+    def __init__(self, inner: Iterable[Any], noted: deque[list[int]]) -> None:
+        self._inner, self._noted = inner, noted
+
+    def __iter__(self) -> Iterator[Any]:
+        for found in self._inner:
+            self._noted.append(_as_indices(found))
+            yield found
+
+    def __len__(self) -> int:
+        return len(cast("Sized", self._inner))
+
+
+def _exhausted(left: Iterator[Any]) -> None:
+    nothing = object()
+    if next(left, nothing) is not nothing:
+        raise UsageError("the loader has more batches than its length says")
+
+
+class StreamLoader(Loader):
+    """An iterable dataset: batches come one after the other, and there is no sample to ask for by its index.
+
+    Entered in the middle of an epoch, it is begun anew and led there, which costs the reading, but no training.
+    """
+
+    def __init__(self, given: Iterable[Any], streams: Streams, kept: Kept | None, batches: int) -> None:
+        if batches < 1:
+            raise UsageError(f"loader(batches={batches}): an epoch has at least one batch")
+        super().__init__((), streams, getattr(given, "batch_size", None) or 1, False, None, None)
+        self._given, self._kept, self._count = given, kept, batches
+        self.order = "stream"
+        self._at: tuple[int, int] | None = None
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a whole epoch."""
+        return self._count
+
+    def indices(self, epoch: int, batch: int) -> list[int]:
+        """None are known."""
+        return []
+
+    def fetch(self, epoch: int, batch: int, caller: GlobalState | None, on_item: OnItem | None = None) -> Any:
+        """The next batch."""
+        if self._at != (epoch, batch):
+            self._begin(epoch, batch)
+        self._at = epoch, batch + 1
+        fetched = self._next(epoch, batch)
+        if caller is not None:
+            randomness.load(caller)
+        return fetched
+
+    def _begin(self, epoch: int, first: int) -> None:
+        now = None
+        if self._kept is None:
+            self._streams.iterator(epoch)
+        elif first:
+            now = self._kept.now()
+            self._kept.rewind()
+        else:
+            self._kept.begin_epoch()
+        self._batches = iter(self._given)
+        for batch in range(first):
+            self._next(epoch, batch)
+        if now is not None and self._kept is not None:
+            self._kept.load(now)
+
+    def _next(self, epoch: int, batch: int) -> Any:
+        if self._kept is None:
+            self._streams.fetch(epoch, batch)
+        try:
+            return next(self._batches)
+        except StopIteration:
+            raise UsageError(f"the iterable ended after {batch} batches, {self._count} were declared") from None
