@@ -158,18 +158,6 @@ class Nan(Base):
         return {"model": model, "optimizer": sgd(model)}
 
 
-class RandomData(Base):
-    """The usual mistake: augmentation inside of the dataset."""
-
-    def data(self):
-        class Noisy(list):
-            def __getitem__(self, index):
-                item = super().__getitem__(index)
-                return {**item, "x": item["x"] + np.random.normal(size=4).astype("float32")}
-
-        return Noisy(samples())
-
-
 class UnstableData(Base):
     """Samples that are new ones every time, without any generator."""
 
@@ -332,13 +320,6 @@ class Unattached(Base):
 
     def build(self):
         return {"model": network(), "optimizer": sgd(network())}
-
-
-class FrozenBase(Base):
-    """The design's keyword for bases, which this version does not have."""
-
-    def build(self):
-        return {**super().build(), "frozen": network()}
 
 
 class Stateless(Base):

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pol.proof.summary import Summary
+
 MAX_ORDER = 2**34
 """Largest order file that is read: 16 GiB, two thousand million samples as 64-bit indices."""
 
@@ -46,14 +48,17 @@ class Beginning:
         }  # fmt: skip
         return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
-    def demands(self) -> list[str]:
+    def demands(self, summary: Summary) -> list[str]:
         """The options of ``pol verify`` without which such a run is refused."""
-        kind = self.start_kind if self.start else None
-        observed = kind == "observed" or self.order is not None
+        kind, claims = self.start_kind if self.start else None, summary.claims
+        order = summary.order_needed or "derived"
+        observed = kind == "observed" or order != "derived" or (claims is not None and claims.streams == "observed")
         level = "observed" if observed else "seed-declared" if self.init_seed is not None else None
         words = ["--assurance", level] if level else []
-        words += ["--order", "permutation"] if self.order else []
+        words += ["--order", order] if order != "derived" else []
         words += ["--parent", str(self.parent)] if self.parent else []
+        words += [word for base in (claims.frozen if claims else []) for word in ("--base", base.root.digest)]
+        words += [word for file in (claims.external if claims else []) for word in ("--allow-file", file.digest)]
         return words + (["--start", str(self.start)] if kind == "given" else [])
 
 

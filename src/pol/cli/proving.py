@@ -253,5 +253,5 @@ def _check(recipe: str, out: Path, model: Path | None, beginning: Beginning, sum
     tolerant = summary.claims is not None and summary.claims.rule == "tolerance"
     objection = refused(out)
     policy = ["--policy", "tolerance"] if tolerant and not objection else []
-    words = ["pol", "verify", str(out), "--recipe", recipe, *policy, *beginning.demands(), *released, *beacon]
+    words = ["pol", "verify", str(out), "--recipe", recipe, *policy, *beginning.demands(summary), *released, *beacon]
     return " ".join([shlex.join(words), *([f"--policy <{objection.policy}>"] if objection else [])])

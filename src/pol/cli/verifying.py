@@ -95,8 +95,13 @@ def verify(
         typer.Option("--assurance", help="Lowest level that you accept.", show_default="self-seeded"),
     ] = None,
     order: Annotated[
-        Literal["derived", "permutation"] | None,
-        typer.Option("--order", help="Permutation: the claimant's own order of the data, too.", show_default="derived"),
+        Literal["derived", "permutation", "any"] | None,
+        typer.Option(
+            "--order",
+            help="Orders of the data that you take: permutation, one of the claimant's or the recipe's own; any, also "
+            "draws with replacement and streams.",
+            show_default="derived",
+        ),
     ] = None,
     strategy: Annotated[
         Literal["all", "top-q", "uniform", "size-weighted", "mix"] | None,
@@ -132,6 +137,14 @@ def verify(
         list[str] | None,
         typer.Option("--allow-file", metavar="DIGEST", help="A file that the build may read; repeat for more."),
     ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--base",
+            metavar="FILE|DIGEST",
+            help="A frozen base that you know: a model file (safetensors), or its root; repeat for more.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Verify a proof: exit code 0 for ACCEPT, 1 for REJECT, 2 for INCONCLUSIVE.
@@ -152,6 +165,7 @@ def verify(
     if len(theirs) not in (0, len(parents)):
         raise UsageError(f"{len(theirs)} --parent-recipe for {len(parents)} --parent: give one for each, or none")
     demanded = policies.load(policy)
+    roots, files = _bases(base or [])
     given = {
         "keys": tuple(map(keys.read_fingerprint, key or [])) or None,
         "beacon": (value := output.hex32(beacon, "--beacon")) and value.hex(),
@@ -159,7 +173,8 @@ def verify(
         "attestation": attestation,
         "max_steps": max_steps,
         "constants": allow_constants,
-        "externals": tuple(allow_file or ()) or None,
+        "externals": (*(allow_file or ()), *files) or None,
+        "bases": tuple(roots) or None,
         "assurance": assurance,
         "order": order,
     }
@@ -178,6 +193,26 @@ def verify(
     else:
         output.show(lambda console: terminal.report(console, report))
     return EXIT_CODES[report.verdict]
+
+
+def _bases(given: list[str]) -> tuple[list[str], list[str]]:
+    """Roots of the frozen bases that a verifier allows, and digests of the files that it named them by."""
+    from pol.digest import raw, sha256_chunks
+    from pol.verifier.bases import root_of
+
+    roots, files = [], []
+    for name in given:
+        if name.startswith("sha256:"):
+            raw(name)
+            roots.append(name)
+            continue
+        path = Path(name)
+        if not path.is_file():
+            raise UsageError(f"--base {name}: no such file, and no root (sha256:…)")
+        roots.append(str(root_of(path)))
+        with path.open("rb") as file:
+            files.append(str(sha256_chunks(iter(lambda: file.read(1 << 20), b""))))
+    return roots, files
 
 
 def _changed(struct: S, given: Mapping[str, object]) -> S:

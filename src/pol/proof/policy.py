@@ -140,7 +140,7 @@ class Policy(Struct, frozen=True):
     """What must hold for ACCEPT."""
 
     name: str = "exact"
-    version: Natural = 2
+    version: Natural = 3
     procedure: str = "eight-steps"
     """Which registered procedure verifies."""
     rule: Rule = "exact"

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from pol import canonical
+from pol.declaration import External, Frozen
 from pol.digest import Digest
 from pol.interval import Interval
 from pol.merkle import Root
@@ -16,6 +17,7 @@ from pol.profile import Platform, Profile
 from pol.proof.attestation import MAX_JOURNAL, Beacon, Journal, attestation_digest, read_attestation
 from pol.proof.genesis import Genesis, genesis_digest, read_genesis
 from pol.proof.log import decode_record
+from pol.proof.sampling import order_needed
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +44,16 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     platform: Platform
     dataset: Root
+    origin: str
+    """Where the first weights come from."""
+    streams: str
+    """Who sets the generators: the seed (derived), or the recipe (observed)."""
+    order: str
+    """Where the order of the data comes from."""
+    frozen: list[Frozen]
+    """Bases that are in no state."""
+    external: list[External]
+    """Files that the build reads."""
 
 
 class Attested(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +88,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     checkpoints: int
     checkpoint_bytes: int
+    order_needed: str | None
+    """The narrowest ``policy.order`` that takes the run; None before the genesis is signed."""
 
     @property
     def final_loss(self) -> float | None:
@@ -101,9 +115,10 @@ def summarise(
     statement = None if attestation is None else read_attestation(attestation)
     written = None if journal is None else canonical.decode(journal, Journal, what="journal.json", limit=MAX_JOURNAL)
     records = [] if log is None else _intervals(log)
+    begun = None if genesis is None else read_genesis(genesis)
     kept = [size for name, size in sizes.items() if name.startswith("checkpoints/")]
     return Summary(
-        claims=None if genesis is None else _claims(read_genesis(genesis)),
+        claims=None if begun is None else _claims(begun),
         attested=None
         if statement is None
         else Attested(attestation=attestation_digest(statement), weights=statement.predicate.final.weights),
@@ -115,6 +130,7 @@ def summarise(
         bytes=sum(sizes.values()),
         checkpoints=len(kept),
         checkpoint_bytes=sum(kept),
+        order_needed=None if begun is None else order_needed(begun, records),
     )
 
 
@@ -146,4 +162,9 @@ def _claims(genesis: Genesis) -> Claims:
         profile=genesis.profile,
         platform=genesis.platform,
         dataset=genesis.dataset.root,
+        origin=genesis.randomness.origin,
+        streams=genesis.randomness.streams,
+        order=genesis.randomness.order,
+        frozen=declaration.frozen,
+        external=declaration.external,
     )

@@ -146,6 +146,11 @@ class Recorder:
         first, second = built
         if first.undeclared:
             raise UsageError(_undeclared(first.undeclared))
+        if first.declaration.frozen != second.declaration.frozen:
+            raise UsageError(
+                "a frozen base depends on the seed, or differs each time: a base comes from a file or is fixed; frozen "
+                "layers that are drawn belong into an attached module"
+            )
         if changed := difference(first.declaration, second.declaration):
             raise ReplayError(f"the program declares something else each time it is entered: {changed}")
         return first, second

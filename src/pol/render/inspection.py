@@ -61,12 +61,28 @@ def _claims(console: Console, claims: Claims) -> None:
         field(console, "Settings", Text(clean(settings)))
     steps = f"{plural(claims.steps, 'step')}, {plural(claims.epochs, 'epoch')}, batches of {claims.batch_size:,}"
     field(console, "Training", Text(f"{steps}, {plural(claims.samples, 'sample')}"))
+    field(console, "Random", Text(_randomness(claims)))
+    for base in claims.frozen:
+        field(console, "Frozen", Text(clean(f"{base.name}: {plural(base.root.size, 'tensor')}, {base.root.digest}")))
+    for file in claims.external:
+        field(console, "Reads", Text(clean(f"{file.name}, {file.digest}")))
     kept = "every state kept" if claims.keep == 1 else f"every {claims.keep}th state kept"
     intervals = f"{claims.intervals:,} of k = {plural(claims.every, 'step')}, K = {claims.keep:,} ({kept})"
     field(console, "Intervals", Text(intervals))
     field(console, "Model", Text(f"{plural(claims.parameters, 'parameter')}, rule {claims.rule}"))
     field(console, "Profile", Text(clean(_profile(claims.profile))))
     field(console, "Platform", Text(clean(_platform(claims.platform))))
+
+
+def _randomness(claims: Claims) -> str:
+    who = "the seed of the run sets all generators" if claims.streams == "derived" else "the recipe's own, recorded"
+    order = {
+        "derived": "derived from that seed",
+        "observed": "the claimant's own, in order.bin",
+        "recorded": "a sampler's of the recipe, recorded",
+        "stream": "a stream's, of which there are batch digests alone",
+    }[claims.order]
+    return f"{who}; first weights {claims.origin}; order {order}"
 
 
 def _value(tagged: Any) -> str:

@@ -19,6 +19,7 @@ _PYTHON = struct.Struct("<625I?d")
 """624 words and the position; whether a second normal is waiting, and that one."""
 _NUMPY = struct.Struct("<625Iid")
 """624 words and the position; the same."""
+_WORDS = 624
 _KIND = "generator"
 
 States = dict[str, torch.Tensor]
@@ -46,6 +47,8 @@ class Kept:
             words, gauss, waiting = _unpack(_PYTHON, states["global.python"])
             random.setstate((3, words, waiting if gauss else None))
             words, gauss, waiting = _unpack(_NUMPY, states["global.numpy"])
+            if words[-1] > _WORDS or gauss not in (0, 1):  # numpy takes any position, and then reads beyond its words
+                raise ValueError(f"position {words[-1]} of {_WORDS} words")
             np.random.set_state(("MT19937", words[:-1], words[-1], gauss, waiting))  # type: ignore[arg-type]
             torch.set_rng_state(states["global.torch"])
             for name, generator in self.attached.items():

@@ -8,6 +8,10 @@ import site
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
 
 from pol.declaration import External
 from pol.digest import sha256_chunks
@@ -25,6 +29,23 @@ _active: list[set[str]] = []
 _installed = False
 
 
+def _install() -> None:
+    """From now on note what is opened: by Python, through an audit hook; and by safetensors, which opens by itself."""
+    global _installed
+    if _installed:
+        return
+    sys.addaudithook(_hook)
+    native = safetensors.safe_open
+
+    def noting(filename: Any, *args: Any, **options: Any) -> Any:
+        _hook("open", (os.fspath(filename), "r", 0))
+        return native(filename, *args, **options)
+
+    for module in (safetensors, safetensors.torch):
+        module.safe_open = noting  # type: ignore[attr-defined]
+    _installed = True
+
+
 def _hook(event: str, arguments: tuple[object, ...]) -> None:
     if event != "open" or not _active:
         return
@@ -38,7 +59,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
 class FileWatch:
     """The files opened for reading between ``start`` and ``stop``, except imported code and installed packages.
 
-    It sees what Python opens (an audit hook); a native library that opens files itself is not seen.
+    It sees what Python and safetensors open; another native library that opens files itself is not seen.
     """
 
     def __init__(self) -> None:
@@ -47,10 +68,7 @@ class FileWatch:
 
     def start(self, seen: frozenset[str] = frozenset()) -> None:
         """Begin to note; ``seen`` are paths that count as opened."""
-        global _installed
-        if not _installed:
-            sys.addaudithook(_hook)
-            _installed = True
+        _install()
         self._paths = set(seen)
         _active[:] = [self._paths]
 

@@ -8,6 +8,7 @@ from pol import canonical
 from pol.declaration import Group
 from pol.errors import FormatError, IntegrityError
 from pol.proof.policy import LEVELS, ORDERS, Level
+from pol.proof.sampling import order_needed
 from pol.verifier.case import Case, Checks, passed, unable
 
 
@@ -65,7 +66,7 @@ def assured(case: Case) -> Checks:
             f"this run reaches assurance level {found!r} ({_why(case)}), your policy demands {demanded!r}; "
             f"--assurance {found} takes it"
         )
-    needed = order_needed(case)
+    needed = order_needed(case.genesis, case.log.intervals)
     if ORDERS.index(needed) > ORDERS.index(case.policy.order):
         raise IntegrityError(
             f"{_ORDERED[case.genesis.randomness.order]}; your policy demands {_DEMANDED[case.policy.order]}; "
@@ -80,23 +81,6 @@ _ORDERED = {
     "stream": "the data are a stream, in whatever order it gives",
 }
 _DEMANDED = {"derived": "the derived order", "permutation": "every sample once an epoch"}
-
-
-def order_needed(case: Case) -> str:
-    """The mildest ``policy.order`` that takes a run: what its order is, as far as the record shows it."""
-    kind, declaration = case.genesis.randomness.order, case.genesis.spec.declaration
-    if kind in ("derived", "stream"):
-        return "derived" if kind == "derived" else "any"
-    if kind == "observed":  # step 4 has looked at every epoch
-        return "permutation"
-    chosen = [batch for interval in case.log.intervals for batch in interval.indices or []]
-    seen: set[int] = set()
-    for number, batch in enumerate(chosen):
-        seen = set() if number % declaration.batches_per_epoch == 0 else seen
-        if len(set(batch)) < len(batch) or seen & set(batch):
-            return "any"
-        seen |= set(batch)
-    return "permutation"
 
 
 def _why(case: Case) -> str:
