@@ -19,7 +19,7 @@ from pol.proof.report import Verdict
 from pol.proof.sampling import order_needed
 from pol.replay import randomness
 from pol.replay import recipe as recipes_of
-from pol.replay.generators import Kept
+from pol.replay.kept import Kept
 from pol.replay.loader import Committed
 from pol.replay.parts import Attached
 from pol.verifier.bases import root_of

@@ -1,8 +1,8 @@
 """Makes the golden proofs of format v1: six good ones, the ``bad-*`` forgeries of ``good-toy``, ``expected.json``.
 
 ``good-toy`` follows from its seed; ``good-declared`` has a declared seed, an order of its own and rule tolerance;
-``good-given`` starts from weights in ``given.safetensors``, ``good-child`` from those of ``good-toy``; ``good-own`` keeps
-its own randomness, over a frozen base; ``good-stream`` has a stream for data.
+``good-given`` starts from weights in ``given.safetensors``, ``good-child`` from those of ``good-toy``; ``good-own``
+keeps its own randomness, over a frozen base; ``good-stream`` has a stream for data.
 
 Run ``python tests/vectors/generate.py`` from the repository root. Key, secret, beacon and dates are fixed, so on
 one platform every root and the genesis digest come out the same each time. The files do not: an ECDSA signature is

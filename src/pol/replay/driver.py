@@ -15,7 +15,7 @@ from pol.replay.aside import undisturbed
 from pol.replay.data import Collate, Transform
 from pol.replay.frame import Arrival, Frame, Position
 from pol.replay.frozen import Bases
-from pol.replay.generators import Kept
+from pol.replay.kept import Kept
 from pol.replay.loader import Loader
 from pol.replay.loading import loader_of
 from pol.replay.observer import Observer
