@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pol.declaration import Part
 from pol.errors import IntegrityError, ReplayError, UsageError
+from pol.replay import extra, generators
 from pol.replay.optimizers import AttachedOptimizer
 from pol.replay.schedules import Schedules
 from pol.replay.state import State
@@ -38,7 +39,7 @@ class Parts:
         self.namespace = Attached(**parts)
         self.modules = {k: v for k, v in parts.items() if isinstance(v, nn.Module)}
         self.optimizers = {k: v for k, v in parts.items() if isinstance(v, torch.optim.Optimizer)}
-        self.generators = {k: v for k, v in parts.items() if isinstance(v, torch.Generator)}
+        self.generators = {k: v for k, v in parts.items() if isinstance(v, generators.KINDS)}
         self._schedules = {k: v for k, v in parts.items() if isinstance(v, LRScheduler)}
         known = {*self.modules, *self.optimizers, *self.generators, *self._schedules}
         self._objects = {k: v for k, v in parts.items() if k not in known}
@@ -46,10 +47,18 @@ class Parts:
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise UsageError(
                     f"attach({name}=...): a {type(part).__name__} has no state_dict and load_state_dict, so its state "
-                    "cannot be recorded; attach modules, optimizers, schedules, torch.Generators, and objects with both"
+                    "cannot be recorded; attach modules, optimizers, schedules, generators of torch, numpy and Python, "
+                    "and objects with both"
                 )
+        for name, generator in self.generators.items():
+            try:
+                generators.algorithm(generator)
+            except UsageError as error:
+                raise UsageError(f"attach({name}=...): {error}") from None
         if not self.modules:
             raise UsageError("attach() was given no torch.nn.Module: there is nothing to prove")
+        self.extras = list(extra.extras(self.modules))
+        """Modules with state outside of parameters and buffers, by the name under which it is recorded."""
         self._name_tensors()
         self.schedules = Schedules(self._schedules)
         self._attached = {
@@ -73,12 +82,6 @@ class Parts:
         self.aliases: dict[str, str] = {}
         owned: dict[tuple[Any, ...], str] = {}
         for part, module in self.modules.items():
-            extra = [name for name in module.state_dict() if name.endswith("_extra_state")]
-            if extra:
-                raise UsageError(
-                    f"attach({part}=...): {extra[0]} is extra state of a module, which this version does not record: "
-                    "hold it in buffers, or in an attached object with state_dict and load_state_dict"
-                )
             for name, tensor in (
                 *module.named_parameters(remove_duplicate=False),
                 *module.named_buffers(remove_duplicate=False),
@@ -132,6 +135,7 @@ class Parts:
             ReplayError: a hyperparameter that was declared static has changed.
         """
         tensors = self._module_tensors()
+        extra.capture(self.extras, tensors)
         self.schedules.check_rates()
         for optimizer in self._attached.values():
             optimizer.check_static()
@@ -194,6 +198,7 @@ class Parts:
                         f"state entry {key}: missing, or of another dtype or shape than the recipe built"
                     )
                 _copy(saved, tensor)
+        extra.restore(self.extras, remaining)
         for optimizer in self._attached.values():
             optimizer.restore(remaining)
         for part, thing in self._with_state_dict():
