@@ -225,6 +225,8 @@ MISTAKES = {
     "ShortEpochs": (UsageError, "epoch 1 begins after 5 steps, not after 6: every epoch must take all"),
     "TwoLoops": (UsageError, "epoch 0 begins after 6 steps, not after 0"),
     "OddBatchLost": (UsageError, r"the last 1 batches were not followed by a commit\(\)"),
+    "Accumulates": (ReplayError, r"step 3 uses gradients that an earlier step has left.*commit\(\) once per optimizer"),
+    "AccumulatesInPlace": (ReplayError, r"step 7 uses gradients that an earlier step has left"),
     "Uneven": (UsageError, r"step 1 closed 2 batches, earlier steps 1"),
     "NeverCommits": (ReplayError, r"without a commit\(\)"),
     "CommitsTwice": (UsageError, r"commit\(\) without a batch since the last commit\(\)"),

@@ -91,17 +91,17 @@ class EmaByHand(Base):
 
 
 class Swa(Base):
-    """Stochastic weight averaging from the second epoch on: a schedule of its own, and statistics at the end."""
+    """Stochastic weight averaging from the third epoch on: a schedule of its own, and statistics at the end."""
 
-    num_epochs = 3
+    num_epochs = 5
 
     def build(self):
         model = network()
         optimizer = sgd(model)
         return {
             "model": model, "average": AveragedModel(model), "optimizer": optimizer,
-            "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3),
-            "swa_scheduler": SWALR(optimizer, swa_lr=0.05, anneal_epochs=2),
+            "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5),
+            "swa_scheduler": SWALR(optimizer, swa_lr=0.05, anneal_epochs=3),
         }  # fmt: skip
 
     def statistics(self, parts):
@@ -113,7 +113,7 @@ class Swa(Base):
         for epoch in run.epochs(self.num_epochs):
             for batch in run.batches(self.data(), size=self.batch_size):
                 run.commit(loss=self.step(parts, batch))
-            if epoch < 1:
+            if epoch < 2:
                 parts.scheduler.step()
             else:
                 parts.average.update_parameters(parts.model)

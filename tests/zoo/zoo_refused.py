@@ -527,3 +527,30 @@ class FromSource(Base):
         with torch.no_grad():
             model[0].bias.fill_(float(Path(self.path).read_text()))
         return {"model": model, "optimizer": sgd(model)}
+
+
+class Accumulates(Looping):
+    """Commits each batch and updates every second time, so that a gradient crosses the boundary."""
+
+    every = 2
+
+    def step(self, parts, batch):
+        loss = self.loss(parts, batch)
+        loss.backward()
+        return loss
+
+    def after(self, run, parts):
+        if run.step % self.every == self.every - 1:
+            parts.optimizer.step()
+            parts.optimizer.zero_grad()
+
+
+class AccumulatesInPlace(Accumulates):
+    """The same, with gradients that are zeroed and never replaced."""
+
+    every = 4
+
+    def after(self, run, parts):
+        if run.step % self.every == self.every - 1:
+            parts.optimizer.step()
+            parts.optimizer.zero_grad(set_to_none=False)

@@ -14,6 +14,7 @@ from pol.replay import randomness
 from pol.replay.aside import undisturbed
 from pol.replay.data import Collate, Loader, Transform
 from pol.replay.frame import Arrival, Frame, Position
+from pol.replay.leftovers import Leftovers
 from pol.replay.observer import Observer
 from pol.replay.parts import Parts
 from pol.replay.state import State
@@ -56,6 +57,7 @@ class Driver:
             raise UsageError("attach(frozen=...) is not in this version: attach the module under another name")
         self._external = self._frame.external()
         self._parts = Parts(parts, tuple(dynamic))
+        self._leftovers = Leftovers(self._parts.optimizers.values())
         for optimizer in self._parts.optimizers.values():
             optimizer.register_step_pre_hook(self._note_rates)
         if self._start.state is not None:
@@ -200,6 +202,7 @@ class Driver:
                 "every commit must close the same number, save the last of an epoch"
             )
         (loss, rates), self._pending, self._open = self._pending, None, 0
+        self._leftovers.step_ends()
         self.step += 1
         if self._observer:
             parts = self._need_parts()
@@ -228,7 +231,8 @@ class Driver:
             return None
         return declaration.steps_per_epoch(self._batches_per_step)
 
-    def _note_rates(self, *_: Any) -> None:
+    def _note_rates(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._leftovers.updates(optimizer, self.step, closure=bool(args[1:] or kwargs))  # args[0]: itself
         self._rates = self._need_parts().rates()
 
     def _need_parts(self) -> Parts:

@@ -25,6 +25,13 @@ def _clean(name: str) -> str:
     return name.replace("_orig_mod.", "")  # the wrapper of a compiled module
 
 
+def _check_alone() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = torch.distributed.get_world_size()
+        if ranks > 1:
+            raise UsageError(f"the training runs in {ranks} processes: this version records the training of one")
+
+
 class Attached(SimpleNamespace):
     """The parts as the program gets them back: ``parts.model``, or ``parts["model"]``."""
 
@@ -36,6 +43,7 @@ class Parts:
     """The attached parts, sorted by what they are."""
 
     def __init__(self, parts: dict[str, Any], dynamic: tuple[str, ...]) -> None:
+        _check_alone()
         self.namespace = Attached(**parts)
         self.modules = {k: v for k, v in parts.items() if isinstance(v, nn.Module)}
         self.optimizers = {k: v for k, v in parts.items() if isinstance(v, torch.optim.Optimizer)}
@@ -159,7 +167,9 @@ class Parts:
         return found
 
     def _with_state_dict(self) -> list[tuple[str, Any]]:
-        return [*self._objects.items(), *self.schedules.stateful.items()]
+        # The order in which they are put back: schedules, gradient scalers, and then averages and whatever else.
+        objects = sorted(self._objects.items(), key=lambda pair: not isinstance(pair[1], torch.amp.GradScaler))
+        return [*self.schedules.stateful.items(), *objects]
 
     def _module_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
