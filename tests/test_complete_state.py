@@ -387,10 +387,10 @@ def test_row_10_an_evaluation_that_is_not_set_aside_changes_the_training(name, u
     quiet = end(name)
     assert machine(name).whole.asides == undoes
     monkeypatch.setattr(driver, "undisturbed", lambda parts: contextlib.nullcontext())
+    found = None
     with contextlib.suppress(ReplayError):  # modes that an evaluation leaves behind are refused
-        assert machine(name).run(stop=3).digests_now() != machine(name).run(stop=3).digests_now() or (
-            machine(name).run().digests_now() != quiet
-        )
+        found = end(name)
+    assert found != quiet
 
 
 class Backward(Recipe):
@@ -483,7 +483,7 @@ def test_row_12_strides_are_restored(tmp_path, monkeypatch):
     cut = leave(machine(name).run(stop=CUT), tmp_path)
     arrival = machine(name).run(cut, CUT + 1)
     (weight, *_), optimizer = arrival.parts.modules["model"].parameters(), arrival.parts.optimizers["optimizer"]
-    strides = {tensor.stride() for tensor in (weight, *list(optimizer.state[weight].values())[1:])}
+    strides = {tensor.stride() for tensor in (weight, *(optimizer.state[weight][k] for k in ("exp_avg", "exp_avg_sq")))}
     assert strides == {(18, 1, 6, 2)}  # channels innermost, which the file does not say
     monkeypatch.setattr(optimizers, "_like", lambda parameter, saved: saved.clone())
     plain = machine(name).run(cut, CUT + 1).parts

@@ -227,6 +227,7 @@ MISTAKES = {
     "OddBatchLost": (UsageError, r"the last 1 batches were not followed by a commit\(\)"),
     "Accumulates": (ReplayError, r"step 3 uses gradients that an earlier step has left.*commit\(\) once per optimizer"),
     "AccumulatesInPlace": (ReplayError, r"step 7 uses gradients that an earlier step has left"),
+    "Capturable": (ReplayError, "the training program raised AssertionError: .*capturable=True"),
     "Uneven": (UsageError, r"step 1 closed 2 batches, earlier steps 1"),
     "NeverCommits": (ReplayError, r"without a commit\(\)"),
     "CommitsTwice": (UsageError, r"commit\(\) without a batch since the last commit\(\)"),

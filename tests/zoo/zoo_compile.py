@@ -16,6 +16,14 @@ class Compiled(Base):
         return {"model": model, "optimizer": sgd(model)}
 
 
+class Eager(Compiled):
+    """The same, uncompiled."""
+
+    def build(self):
+        model = network()
+        return {"model": model, "optimizer": sgd(model)}
+
+
 class CompiledFunction(Base):
     """A function that is called in the step is compiled; the model is not."""
 

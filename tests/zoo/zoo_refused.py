@@ -554,3 +554,11 @@ class AccumulatesInPlace(Accumulates):
         if run.step % self.every == self.every - 1:
             parts.optimizer.step()
             parts.optimizer.zero_grad(set_to_none=False)
+
+
+class Capturable(Base):
+    """A flag of torch's that asks for another device."""
+
+    def build(self):
+        model = network()
+        return {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=0.01, capturable=True)}

@@ -41,9 +41,9 @@ class Leftovers:
             ReplayError: it uses a gradient that an earlier step has left.
         """
         parameter, gradient = self._left.pop(id(optimizer), (None, None))
-        if closure or parameter is None or parameter.grad is not gradient:
+        if closure or parameter is None or gradient is None or parameter.grad is not gradient:
             return
-        if id(optimizer) in self._suspected and bool(parameter.grad.isnan().any()):
+        if id(optimizer) in self._suspected and bool(gradient.isnan().any()):
             raise ReplayError(
                 f"step {step} uses gradients that an earlier step has left, which no state holds: commit() once per "
                 "optimizer update, after all of its batches, and clear gradients before a step or after its update"
