@@ -106,6 +106,7 @@ FEATURES = (
     Feature(COMPUTING, "flash attention", "zoo_precision.py:Flash"),
     Feature(COMPUTING, "attention by plain kernels", "zoo_precision.py:Math"),
     Feature(COMPUTING, "`torch.compile` of the model, with dropout", "zoo_compile.py:Compiled", compiles=True),
+    Feature(COMPUTING, "the same, `dynamic=True`", "zoo_compile.py:CompiledDynamic", compiles=True),
     Feature(COMPUTING, "`torch.compile` of a function", "zoo_compile.py:CompiledFunction", compiles=True),
     Feature(COMPUTING, "`torch.compile` of step and update", "zoo_compile.py:CompiledStep", compiles=True),
     Feature(COMPUTING, "`torch.compile` for ever new shapes", "zoo_compile.py:Shapes", refused=True, compiles=True),

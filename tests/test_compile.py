@@ -35,13 +35,20 @@ def test_compiled_training_is_accepted(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
 def test_without_a_compiler_it_is_refused_with_the_fix(tmp_path, monkeypatch):
+    """And a verifier that has none cannot tell: it never rejects for that."""
+    train(COMPILED["Compiled"], tmp_path / "whole")
     real = local.environment
     monkeypatch.setattr(local, "environment", lambda profile: {**real(profile), "PATH": str(tmp_path)})
     profile = Profile(threads=1)
     message = r"torch\.compile: (no C\+\+ compiler works|the C\+\+ compiler failed); (install|see that) g\+\+"
-    with LocalProcess(profile) as process, pytest.raises(ReplayError, match=message):
-        train(COMPILED["Compiled"], tmp_path / "p", profile=profile, executor=process)
+    with LocalProcess(profile) as process:
+        with pytest.raises(ReplayError, match=message):
+            train(COMPILED["Compiled"], tmp_path / "p", profile=profile, executor=process)
+        report = check(tmp_path / "whole", COMPILED["Compiled"], executor=process)
+    assert report.verdict is Verdict.INCONCLUSIVE
+    assert "C++ compiler" in report.reason()
 
 
 @pytest.mark.slow

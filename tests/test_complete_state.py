@@ -20,10 +20,12 @@ from torch import nn
 
 from pol import Recipe
 from pol.errors import IntegrityError, PolError, ReplayError, UsageError
+from pol.messages import Build, Program
 from pol.profile import Profile
 from pol.proof.report import Verdict
 from pol.replay import driver, generators, optimizers, randomness
 from pol.replay.engine import Frame, Position, advance
+from pol.replay.inprocess import InProcess
 from pol.replay.randomness import Streams
 from pol.replay.state import State
 from test_engine import Machine, Watch, leave, one_thread  # noqa: F401  # the fixture is used by being here
@@ -475,6 +477,20 @@ def test_row_12_decay_groups_are_compared(monkeypatch):
     monkeypatch.setattr(one.entry._recipe, "decay", 0.06)
     with pytest.raises(ReplayError, match=r"declared something else than before: .*weight_decay"):
         one.run(cut)
+
+
+def test_row_12_the_precision_of_products_is_in_the_profile():
+    """It is a flag of the process, so it is set before each job; the genesis holds the profile."""
+    program = Program(
+        reference=f"{ZOO}/zoo_states.py:Momentum", configuration={}, seed="00" * 32,
+        profile=Profile(threads=1, matmul="medium"),
+    )  # fmt: skip
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert [type(event).__name__ for event in InProcess().run(Build(program=program))] == ["Built"]
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_row_12_strides_are_restored(tmp_path, monkeypatch):

@@ -16,6 +16,14 @@ class Compiled(Base):
         return {"model": model, "optimizer": sgd(model)}
 
 
+class CompiledDynamic(Compiled):
+    """One kernel for all shapes, from the first on."""
+
+    def build(self):
+        model = torch.compile(network(), dynamic=True)
+        return {"model": model, "optimizer": sgd(model)}
+
+
 class Eager(Compiled):
     """The same, uncompiled."""
 
