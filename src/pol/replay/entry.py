@@ -8,7 +8,7 @@ from pathlib import Path
 from pol import canonical
 from pol.declaration import External
 from pol.messages import Program
-from pol.replay import randomness, sources
+from pol.replay import compiling, randomness, sources
 from pol.replay import recipe as recipes
 from pol.replay.openings import FileWatch
 from pol.replay.randomness import Streams
@@ -36,6 +36,7 @@ class Entry:
 
     def make(self) -> Recipe:
         """The recipe, newly made."""
+        compiling.forget()
         if self._recipe is None:
             if self.program.declared_seed is None:
                 self.streams.init()
