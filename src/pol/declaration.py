@@ -46,7 +46,7 @@ class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     digest: DigestField
 
 
-class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Everything that ``attach``, ``epochs`` and ``batches`` were told."""
 
     parts: list[Part]
@@ -59,6 +59,9 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     batch_size: Positive
     drop_last: bool
     external: list[External]
+    ignored: list[Name] = []
+    """Attributes that evolve and are in no state, of which the program says that they have no influence. Not written
+    if there are none."""
 
     @property
     def batches_per_epoch(self) -> int:

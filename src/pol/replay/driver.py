@@ -10,7 +10,7 @@ import torch
 
 from pol.declaration import Declaration, External, difference
 from pol.errors import ReplayError, UsageError
-from pol.replay import randomness
+from pol.replay import randomness, watch
 from pol.replay.aside import undisturbed
 from pol.replay.data import Collate, Loader, Transform
 from pol.replay.frame import Arrival, Frame, Position
@@ -38,6 +38,7 @@ class Driver:
         self._loader: Loader | None = None
         self._declaration: Declaration | None = None
         self._external: list[External] = []
+        self._ignored: list[str] = []
         self._batches_per_step = frame.batches_per_step
         self._entered = False
         self._open = 0  # batches fetched since the last commit
@@ -48,13 +49,13 @@ class Driver:
 
     # -- the public Run -----------------------------------------------------------------------------------------
 
-    def attach(self, *, dynamic: tuple[str, ...] = (), **parts: Any) -> Any:
+    def attach(self, *, dynamic: tuple[str, ...] = (), ignored: tuple[str, ...] = (), **parts: Any) -> Any:
         """Register everything that evolves; returns the parts as attributes."""
         if self._parts is not None:
             raise UsageError("attach() was called twice: attach all parts in one call")
         if "frozen" in parts:  # the design's name for bases that are hashed once; as a part it would mean another thing
             raise UsageError("attach(frozen=...) is not in this version: attach the module under another name")
-        self._external = self._frame.external()
+        self._external, self._ignored = self._frame.external(), sorted(ignored)
         self._parts = Parts(parts, tuple(dynamic))
         for optimizer in self._parts.optimizers.values():
             optimizer.register_step_pre_hook(self._note_rates)
@@ -62,6 +63,7 @@ class Driver:
             self._parts.schedules.repeat(self._start.counts)
             self._parts.restore(self._start.state)
             self._parts.schedules.held = True
+        watch.attached()
         return self._parts.namespace
 
     def epochs(self, n: int) -> Iterator[int]:
@@ -112,7 +114,7 @@ class Driver:
     def aside(self) -> Iterator[None]:
         """A context for evaluation: generators, modes and buffers are afterwards as they were."""
         self._asides += 1
-        with undisturbed(self._need_parts()):
+        with undisturbed(self._need_parts()), watch.aside():
             yield
 
     # -- boundaries ---------------------------------------------------------------------------------------------
@@ -182,6 +184,7 @@ class Driver:
             batch_size=loader.size,
             drop_last=loader.drop_last,
             external=self._external,
+            ignored=self._ignored,
         )
         expected = self._frame.declaration
         if expected is not None:
