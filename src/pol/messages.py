@@ -151,6 +151,10 @@ class Noticed(msgspec.Struct, frozen=True, kw_only=True):
     place: str
     """Name of the file and line: ``train.py:12``."""
 
+    def __str__(self) -> str:
+        what = "reads the clock" if self.kind == "clock" else "draws fresh randomness"
+        return f"{what} at {self.place} ({self.call})"
+
 
 class Controlled(Event, frozen=True, kw_only=True):
     """A control run's result."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pol.errors import ReplayError
-from pol.messages import Controlled, Noticed
+from pol.messages import Controlled
 
 _ADVICE = (
     "hold it in a buffer, or in an attached object with state_dict and load_state_dict; if it has no influence (a "
@@ -31,7 +31,7 @@ def check_reentry(control: Controlled) -> None:
         "is taken from the saved state. "
     )
     if control.noticed:
-        read = "; ".join(_suspect(place) for place in control.noticed[:3])
+        read = "; ".join(map(str, control.noticed[:3]))
         raise ReplayError(f"{differs}The program {read}: no replay can give that again")
     if hidden is not None:
         raise ReplayError(
@@ -40,11 +40,6 @@ def check_reentry(control: Controlled) -> None:
     raise ReplayError(f"{differs}Something that evolves is not attached, or draws randomness of its own")
 
 
-def _suspect(place: Noticed) -> str:
-    what = "reads the clock" if place.kind == "clock" else "draws fresh randomness"
-    return f"{what} at {place.place} ({place.call})"
-
-
 def said(control: Controlled) -> list[str]:
     """What is not refused, because no state depends on it in the first steps, but said."""
-    return [f"{_suspect(place)}" for place in control.noticed]
+    return list(map(str, control.noticed))

@@ -174,9 +174,17 @@ def _reenter(entry: Entry, end: Arrival, watch: Watch) -> tuple[str | None, list
     frame = Frame(entry.streams, end.declaration, end.batches_per_step, entry.external)
     before = advance(entry.make, frame, Position(), stop=steps - 1)
     copied = State({key: tensor.detach().clone() for key, tensor in before.state.tensors.items()})
-    with watch.watching(shifted=True):
-        start = Position(steps - 1, copied, before.counts)
-        again = advance(entry.make, frame, start, stop=None if end.finished else steps)
+    start = Position(steps - 1, copied, before.counts)
+    try:
+        with watch.watching(shifted=True):
+            again = advance(entry.make, frame, start, stop=None if end.finished else steps)
+    except PolError as error:
+        if not watch.noticed:
+            raise
+        read = "; ".join(map(str, watch.noticed[:3]))
+        raise type(error)(
+            f"when step {steps - 1} was taken again from its saved state: {error}. The program {read}"
+        ) from error
     found = again.digests_now()
     differing = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
     evolving = hidden.evolving(hung, hidden.fingerprints(again.parts), end.declaration.ignored)

@@ -11,8 +11,10 @@ Between ``attach`` and the end of a program, and outside of ``run.aside()``:
 from __future__ import annotations
 
 import contextlib
+import linecache
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -143,6 +145,7 @@ _ENTROPY_CALLS = {
     ("_uuid", "generate_time_safe"): "uuid.uuid1",
 }
 _NAMES = {name for _, name in (*_CLOCK_CALLS, *_ENTROPY_CALLS)}
+_SEEDED_STATE = re.compile(r"\bRandomState\((?!\s*\)|\s*(seed\s*=\s*)?None\b)")
 _SEED = random.Random.seed.__code__
 _FRONTS = (clocks.__name__, "time", "datetime", "_pydatetime", "_strptime")
 """Modules through which code reads a clock itself. What a library does with one of its own (a progress bar, a
@@ -196,6 +199,14 @@ class Watch:
         if call := _CLOCK_CALLS.get(key):
             self._note("clock", call, frame)
         elif call := _ENTROPY_CALLS.get(key):
+            self._read_entropy(call, frame)
+
+    def _read_entropy(self, call: str, frame: FrameType) -> None:
+        caller: FrameType | None = frame
+        while caller is not None and caller.f_globals.get("__name__") in ("random", "secrets", "uuid"):
+            caller = caller.f_back
+        # numpy seeds a RandomState afresh before it seeds it as it was told, and leaves no frame that says so.
+        if caller is None or not _SEEDED_STATE.search(linecache.getline(caller.f_code.co_filename, caller.f_lineno)):
             self._note("entropy", call, frame)
 
     def _note(self, kind: Literal["clock", "entropy"], call: str, frame: FrameType | None) -> None:
