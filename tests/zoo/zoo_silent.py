@@ -10,6 +10,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
 from zoo_base import Base, network, samples, sgd
@@ -66,6 +67,8 @@ class Meter:
 class Hung(Base):
     """Something is changed after every step that hangs on an attached thing."""
 
+    ignored: tuple[str, ...] = ()
+
     def hang(self, parts):
         raise NotImplementedError
 
@@ -75,7 +78,7 @@ class Hung(Base):
     def train(self, run):
         built = self.build()
         self.hang(built)
-        parts = run.attach(**built)
+        parts = run.attach(**built, ignored=self.ignored)
         for _ in run.epochs(self.num_epochs):
             for batch in run.batches(self.data(), size=self.batch_size):
                 run.commit(loss=self.step(parts, batch))
@@ -88,6 +91,20 @@ class HiddenMeter(Hung):
 
     def change(self, parts):
         parts.model[0].meter.sums["loss"][1] += 1
+
+
+class NamedMeter(HiddenMeter):
+    """Two statistics, said to be without influence by the names of what holds them."""
+
+    ignored = ("model.0.meter", "model.calls")
+
+    def hang(self, built):
+        super().hang(built)
+        built["model"].calls = {"train": [0]}
+
+    def change(self, parts):
+        super().change(parts)
+        parts.model.calls["train"][0] += 1
 
 
 class HiddenTensor(Hung):
@@ -197,14 +214,14 @@ class IgnoresNothing(Base):
 
 
 class ByTheClock(Base):
-    """The loss depends on the minute."""
+    """The loss depends on the day."""
 
     def loss(self, parts, batch):
-        return super().loss(parts, batch) * (1.0 + (time.time() // 60) % 60)
+        return super().loss(parts, batch) * (1.0 + (time.time() // 86400) % 31)
 
 
-class ByTheHour(Base):
-    """The loss depends on the month, as told without an argument."""
+class ByTheDate(Base):
+    """The loss depends on the day of the year, as told without an argument."""
 
     def loss(self, parts, batch):
         return super().loss(parts, batch) * float(time.strftime("%j"))
@@ -257,7 +274,9 @@ class Fresh(Base):
                 return random.SystemRandom().random()
             case "secrets":
                 return secrets.randbelow(2**20)
-            case "uuid":
+            case "uuid1":
+                return uuid.uuid1().time % 2**20
+            case "uuid4":
                 return uuid.uuid4().int % 2**20
             case "python":
                 return random.Random().random()
@@ -328,15 +347,16 @@ class Seeded(Looping):
 
 
 class OwnLoader(Base):
-    """A DataLoader beside the run, as a program is before it is adapted."""
+    """Trains on the batches of a DataLoader; those of the run only count the steps."""
 
     def train(self, run):
         parts = run.attach(**self.build())
-        loader = DataLoader(samples(), batch_size=4, shuffle=True)
+        loader = DataLoader(samples(9), batch_size=9)
         for _ in run.epochs(self.num_epochs):
-            extra = iter(loader)
-            for batch in run.batches(self.data(), size=self.batch_size):
-                run.commit(loss=self.step(parts, batch) + 0 * self.loss(parts, next(extra)))
+            for _ in run.batches(self.data(), size=self.batch_size):
+                for batch in loader:
+                    loss = self.step(parts, batch)
+                run.commit(loss=loss)
 
 
 class EarlyLoader(Base):
@@ -380,3 +400,41 @@ class Rarely(Base):
                 loss.backward()
                 parts.optimizer.step()
                 run.commit(loss=loss)
+
+
+# --- nothing of all this
+
+
+class Bookkeeping(Looping):
+    """Modules whose attributes torch and compilers write, and attributes that are made anew in every step."""
+
+    def build(self):
+        norm = nn.utils.parametrizations
+        model = nn.ModuleDict(
+            {
+                "first": norm.spectral_norm(nn.Linear(4, 4)),
+                "second": norm.weight_norm(nn.Linear(4, 4)),
+                "cell": nn.GRU(4, 8, batch_first=True),
+                "body": torch.compile(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), backend="eager", fullgraph=True),
+                "attention": nn.TransformerEncoderLayer(8, 2, 8),
+                "head": nn.Linear(8, 3),
+            }
+        )
+        model["head"].register_forward_hook(self.keep)
+        model.mask, model.names, model.layers = torch.ones(4), {"a": [1, 2]}, list(model.children())
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=40)
+        return {"model": model, "optimizer": optimizer, "schedule": schedule}
+
+    def keep(self, module, inputs, output):
+        module.last, module.shape = output, {"of": tuple(output.shape)}
+
+    def loss(self, parts, batch):
+        model = parts.model
+        x = model["second"](model["first"](model["body"](batch["x"] * model.mask)))
+        x = model["cell"](x[:, None])[0][:, 0]
+        x = torch.utils.checkpoint.checkpoint(model["attention"], x[:, None], use_reentrant=False)[:, 0]
+        return nn.functional.cross_entropy(model["head"](x), batch["y"])
+
+    def after(self, run, parts):
+        parts.schedule.step()
