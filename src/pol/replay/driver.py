@@ -55,7 +55,8 @@ class Driver:
             raise UsageError("attach() was called twice: attach all parts in one call")
         if "frozen" in parts:  # the design's name for bases that are hashed once; as a part it would mean another thing
             raise UsageError("attach(frozen=...) is not in this version: attach the module under another name")
-        self._external, self._ignored = self._frame.external(), sorted(ignored)
+        self._external = self._frame.external()
+        self._ignored = sorted({ignored} if isinstance(ignored, str) else {*ignored})
         self._parts = Parts(parts, tuple(dynamic))
         for optimizer in self._parts.optimizers.values():
             optimizer.register_step_pre_hook(self._note_rates)
