@@ -56,7 +56,7 @@ class Driver:
         if "frozen" in parts:  # the design's name for bases that are hashed once; as a part it would mean another thing
             raise UsageError("attach(frozen=...) is not in this version: attach the module under another name")
         self._external = self._frame.external()
-        self._ignored = sorted({ignored} if isinstance(ignored, str) else {*ignored})
+        self._ignored = sorted({*ignored})
         self._parts = Parts(parts, tuple(dynamic))
         for optimizer in self._parts.optimizers.values():
             optimizer.register_step_pre_hook(self._note_rates)
