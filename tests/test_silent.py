@@ -4,6 +4,7 @@ import io
 import json
 import re
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
@@ -12,8 +13,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pol import store
-from pol.canonical import decode
+from pol.canonical import decode, encode
 from pol.cli import foresight, output
+from pol.declaration import Declaration
 from pol.errors import FormatError, ReplayError, UsageError
 from pol.messages import Failed, Replay
 from pol.proof.attestation import MAX_JOURNAL, MAX_NOTICE, MAX_NOTICES, Journal
@@ -99,6 +101,15 @@ def test_without_any_name_nothing_is_written(tmp_path):
     train(SILENT["Seeded"], tmp_path / "p")
     assert b"ignored" not in store.ProofDirectory(tmp_path / "p").read("genesis.json", 2 * MAX_GENESIS)
     assert "Ignored" not in inspected(tmp_path / "p")
+
+
+def test_an_empty_list_of_names_is_not_the_canonical_form(tmp_path):
+    train(SILENT["NamedMeter"], tmp_path / "p", every=12)
+    declaration = genesis(tmp_path / "p").spec.declaration
+    assert decode(encode(declaration), Declaration, what="x", limit=2**20) == declaration
+    written = {**msgspec.to_builtins(declaration), "ignored": []}
+    with pytest.raises(FormatError, match="not canonical"):
+        decode(encode(written), Declaration, what="x", limit=2**20)
 
 
 def test_a_name_of_nothing_is_refused(tmp_path):
@@ -207,6 +218,7 @@ def test_without_that_check_its_batches_are_in_no_record(tmp_path, monkeypatch):
 
 def test_an_iterator_of_the_run_is_free():
     loader = DataLoader(torch.arange(6), batch_size=2)
+    earlier = iter(loader)
     with watch.driving():
         assert len(list(loader)) == 3
         early = iter(loader)
@@ -216,8 +228,9 @@ def test_an_iterator_of_the_run_is_free():
         assert next(own).tolist() == [0, 1]
         with pytest.raises(UsageError, match="in no record"):
             iter(loader)
-        with pytest.raises(UsageError, match="in no record"):
-            next(early)
+        for foreign in (early, earlier):
+            with pytest.raises(UsageError, match="in no record"):
+                next(foreign)
         with watch.aside():
             aside = iter(loader)
             assert len(list(aside)) == 3

@@ -118,7 +118,7 @@ def _guarded_iter(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _guarded_next(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def __next__(iterator: Any) -> Any:
-        if not (_now.free or _now.ours or iterator._of_the_run):
+        if not (_now.free or _now.ours or getattr(iterator, "_of_the_run", False)):
             _refuse_loader()  # made before attach() or in an aside, and consumed after it
         return original(iterator)
 
