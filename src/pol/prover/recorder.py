@@ -29,7 +29,9 @@ from pol.proof.genesis import (
     registered,
 )  # fmt: skip
 from pol.proof.released import released_part
+from pol.prover import selfcheck
 from pol.prover.origins import Origins
+from pol.prover.refusals import check_reentry, said
 from pol.replay.recipe import split_reference
 from pol.replay.sources import local_sources
 from pol.unfinished import Unfinished
@@ -163,12 +165,8 @@ class Recorder:
         )
         if control.undeclared:
             raise UsageError(_undeclared(control.undeclared))
-        if control.reentry:
-            raise ReplayError(
-                f"this program cannot be entered again: after step {control.steps}, {control.reentry} differs when "
-                "that step is taken from the saved state. Something that evolves is not attached, or draws randomness "
-                "of its own"
-            )
+        check_reentry(control)
+        self._files.note_read(said(control))
         return control
 
     def _ask(self, job: messages.JobType, kind: type[E], phase: str) -> E:
@@ -186,19 +184,11 @@ class Recorder:
         start = self._files.rewind(genesis)
         if start.step == genesis.spec.steps:
             return
-        secret = self._files.secret()
-        seed = seeds.derive_seed(genesis_digest(genesis), bytes.fromhex(beacon.value), secret)
         path = None if start.checkpoint is None else str(start.checkpoint)
-        weights = self._origins.weights(genesis)
-        program = self._program(
-            genesis.profile, seed, genesis.recipe.configuration,
-            declared_seed=self._origins.init_seed,
-            order=None if self._origins.order is None else str(self._files.order_path),
-        )  # fmt: skip
         job = messages.Train(
-            program=program,
-            weights=weights,
-            registered=registered(genesis, secret),
+            program=self._run(genesis, beacon),
+            weights=self._origins.weights(genesis),
+            registered=registered(genesis, self._files.secret()),
             keep=genesis.spec.keep,
             directory=str(self._files.checkpoints),
             start=messages.Segment(start=start.step, stop=genesis.spec.steps, checkpoint=path, counts=start.counts),
@@ -224,6 +214,33 @@ class Recorder:
                     if undeclared:
                         raise UsageError(_undeclared(undeclared))
                     self._files.note_asides(asides)
+
+    def self_check(self, genesis: Genesis, beacon: Beacon) -> None:
+        """Take a part of the recorded steps again, in a fresh job.
+
+        Raises:
+            ReplayError: they do not come out as they were recorded.
+        """
+        r, log = self._files.secret(), self._files.log()
+        job = messages.Replay(
+            program=self._run(genesis, beacon),
+            registered=registered(genesis, r),
+            segments=selfcheck.segments(genesis, log, r, self._files.path),
+            salt_key=seeds.salt_key(r).hex(),
+        )
+        total = sum(segment.stop - segment.start for segment in job.segments)
+        self._progress("self-check", 0, total)
+        for done in selfcheck.compare(self._executor.run(job), log, genesis.spec, self._reference):
+            self._progress("self-check", done, total)
+
+    def _run(self, genesis: Genesis, beacon: Beacon) -> messages.Program:
+        """The program under the seed of this run."""
+        seed = seeds.derive_seed(genesis_digest(genesis), bytes.fromhex(beacon.value), self._files.secret())
+        return self._program(
+            genesis.profile, seed, genesis.recipe.configuration,
+            declared_seed=self._origins.init_seed,
+            order=None if self._origins.order is None else str(self._files.order_path),
+        )  # fmt: skip
 
 
 def _seeds_itself(first: messages.Built, second: messages.Built) -> bool:

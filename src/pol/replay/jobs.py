@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform as host
 import time
 import traceback
@@ -32,7 +33,8 @@ from pol.messages import (
     TrustingReplay,
 )  # fmt: skip
 from pol.profile import Platform, Profile
-from pol.replay import compiling, trusting
+from pol.replay import compiling, hidden, trusting
+from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
@@ -40,6 +42,7 @@ from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
 from pol.replay.state import State
+from pol.replay.watch import Watch
 from pol.replay.writer import Writer, checkpoint_name
 
 Emit = Callable[[EventType], None]
@@ -136,38 +139,59 @@ class _Progress:
 
 
 def _control(job: Control, emit: Emit) -> None:
+    with shiftable_clocks() if job.reenter else contextlib.nullcontext():
+        emit(_controlled(job))
+
+
+def _controlled(job: Control) -> Controlled:
     entry = Entry(job.program)
     frame = Frame(entry.streams, external=entry.external)
     untouched = Untouched() if job.reenter else None
-    end = advance(entry.make, frame, Position(), stop=job.steps, observer=untouched)
+    watch = Watch(entry.sources)
+    with watch.watching() if job.reenter else contextlib.nullcontext():
+        end = advance(entry.make, frame, Position(), stop=job.steps, observer=untouched)
     if untouched is not None:
         untouched.check(end.loader.data)
     if end.batches_per_step is None:
         raise ReplayError("the program ended without a commit()")
-    root, contents = end.root_now(), end.digests_now()
-    reentry = _reenter(entry, end, contents) if job.reenter else None
-    emit(
-        Controlled(
-            steps=end.step,
-            root=root,
-            batches_per_step=end.batches_per_step,
-            undeclared=entry.undeclared(),
-            platform=this_platform(),
-            reentry=reentry,
-        )
+    root = end.root_now()
+    reentry, evolving = _reenter(entry, end, watch) if job.reenter else (None, [])
+    return Controlled(
+        steps=end.step,
+        root=root,
+        batches_per_step=end.batches_per_step,
+        undeclared=entry.undeclared(),
+        platform=this_platform(),
+        reentry=reentry,
+        hidden=evolving,
+        noticed=watch.noticed,
     )
 
 
-def _reenter(entry: Entry, end: Arrival, expected: dict[str, bytes]) -> str | None:
-    """Take the last step again from a state that was saved and loaded; says where the end differs."""
-    steps = end.step
+def _reenter(entry: Entry, end: Arrival, watch: Watch) -> tuple[str | None, list[str]]:
+    """Take the last step again from a state that was saved and loaded, when the clocks are put forward.
+
+    Says where the end differs: the first entry of the state, and all attributes that are in no state.
+    """
+    steps, expected, hung = end.step, end.digests_now(), hidden.fingerprints(end.parts)
     frame = Frame(entry.streams, end.declaration, end.batches_per_step, entry.external)
     before = advance(entry.make, frame, Position(), stop=steps - 1)
     copied = State({key: tensor.detach().clone() for key, tensor in before.state.tensors.items()})
-    again = advance(entry.make, frame, Position(steps - 1, copied, before.counts), stop=None if end.finished else steps)
+    start = Position(steps - 1, copied, before.counts)
+    try:
+        with watch.watching(shifted=True):
+            again = advance(entry.make, frame, start, stop=None if end.finished else steps)
+    except PolError as error:
+        if not watch.noticed:
+            raise
+        read = "; ".join(map(str, watch.noticed[:3]))
+        raise type(error)(
+            f"when step {steps - 1} was taken again from its saved state: {error}. The program {read}"
+        ) from error
     found = again.digests_now()
     differing = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
-    return differing[0] if differing else None
+    evolving = hidden.evolving(hung, hidden.fingerprints(again.parts), end.declaration.ignored)
+    return differing[0] if differing else None, evolving
 
 
 def _train(job: Train, emit: Emit) -> None:
