@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform as host
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pol.errors import PolError, ReplayError
@@ -24,6 +22,7 @@ from pol.messages import (
     Finished,
     JobType,
     Opened,
+    Probe,
     Recorded,
     Replay,
     Segment,
@@ -31,14 +30,15 @@ from pol.messages import (
     Train,
     TrustingReplay,
 )  # fmt: skip
-from pol.profile import Platform, Profile
-from pol.replay import trusting
+from pol.profile import Profile
+from pol.replay import probe, trusting
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
+from pol.replay.platforms import this_platform
 from pol.replay.state import State
 from pol.replay.writer import Writer, checkpoint_name
 
@@ -63,12 +63,15 @@ def run_job(job: JobType, emit: Emit) -> None:
                 _replay(job, emit)
             case TrustingReplay():
                 trusting.replay(job, emit)
+            case Probe():
+                probe.probe(job, emit)
+                emit(Finished())
     except PolError as error:
         emit(Failed(kind=type(error).__name__, message=str(error)))
     except MemoryError:
-        emit(Failed(kind="ReplayError", message="out of memory"))
+        emit(Failed(kind="ReplayError", message="out of memory", foreign=True))
     except Exception as error:  # the user's program: any error of it is a finding, with the place
-        emit(Failed(kind="ReplayError", message=_explain(error)))
+        emit(Failed(kind="ReplayError", message=_explain(error), foreign=True))
 
 
 def _explain(error: BaseException) -> str:
@@ -81,17 +84,6 @@ def _apply(profile: Profile) -> None:
     torch.set_num_threads(profile.threads)
     torch.use_deterministic_algorithms(profile.deterministic)
     torch.set_float32_matmul_precision(profile.matmul)
-
-
-def this_platform() -> Platform:
-    """What this process runs on."""
-    return Platform(
-        python=host.python_version(),
-        torch=str(torch.__version__),
-        numpy=np.__version__,
-        machine=host.machine(),
-        capability=torch.backends.cpu.get_cpu_capability(),
-    )
 
 
 def _build(job: Build, emit: Emit) -> None:
