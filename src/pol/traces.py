@@ -38,7 +38,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     line: str
     """The source there."""
     backward: bool
-    """It ran in a backward pass that was called there."""
+    """It ran in the backward pass of what was called there, or in one that was called there."""
     inputs: list[str]
     """Per argument, what it is and a digest: ``f32[4,8] 0123abcd``, or a plain value."""
     outputs: list[str]

@@ -139,8 +139,8 @@ class Indexing(Base):
 
     def loss(self, parts, batch):
         rows = torch.arange(200_000) % 7
-        table = parts.model.weight[rows % 64]
-        return (table * torch.linspace(0, 1, 4)).sin().square().mean() + parts.model(batch["x"]).square().mean()
+        weights = torch.linspace(0, 1, 200_000).unsqueeze(1)
+        return (parts.model.weight[rows] * weights).sum() * 1e-3 + parts.model(batch["x"]).square().mean()
 
 
 class Forgotten(Base):

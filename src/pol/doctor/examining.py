@@ -177,8 +177,12 @@ class Examination:
         ask = partial(self._prober.run, three, self._profile, first.last, start=start)
         resumed: Run = self._again("resume", start.step, ask)
         if found := first_difference(first.observations, resumed.observations):
-            a = self._prober.run(one, self._profile, found.step + 1, trace=found.step)
-            b = self._prober.run(three, self._profile, found.step + 1, start=start, trace=found.step)
+            a, b = first, resumed
+            with contextlib.suppress(ProgramFailed):  # then what is known without a trace must do
+                stop = found.step + 1
+                traced = self._prober.run(one, self._profile, stop, trace=found.step)
+                b = self._prober.run(three, self._profile, stop, start=start, trace=found.step)
+                a = traced
             raise Found(self._finding("resume", a, b, start.step))
         inside = start.step % first.per_epoch
         where = f"{inside} steps into an epoch" if inside else "between two epochs"
@@ -194,7 +198,10 @@ class Examination:
             found = first_difference(a.observations, b.observations)
             assert found is not None
             ask = partial(self._prober.run, profile=self._profile, stop=found.step + 1, trace=found.step)
-            again = ask(one), ask(two)
+            try:
+                again = ask(one), ask(two)
+            except ProgramFailed:  # now and then: what is known without a trace must do
+                break
             now = first_difference(again[0].observations, again[1].observations)
             if now is None:
                 continue

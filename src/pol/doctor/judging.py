@@ -47,6 +47,9 @@ def suspects(known: Evidence) -> list[Suspect]:
     found: dict[str, Suspect] = {}
     for one in _all(known):
         found.setdefault(one.cause, one)
+    if not found:
+        said = known.site.detail if known.site else "no operation of torch explains the difference"
+        return [suspect("outside", said)]
     return list(found.values())
 
 
@@ -77,7 +80,6 @@ def _all(known: Evidence) -> Iterator[Suspect]:
         yield from _of_values(known)
     if known.compiled:
         yield suspect("compile", f"compiled: {', '.join(known.compiled)}")
-    yield suspect("outside", known.site.detail if known.site else "no operation of torch explains the difference")
 
 
 def _of_data(known: Evidence) -> Iterator[Suspect]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -147,7 +148,7 @@ class Recorder:
         if first.undeclared:
             raise UsageError(_undeclared(first.undeclared))
         if changed := difference(first.declaration, second.declaration):
-            raise ReplayError(f"the program declares something else each time it is entered: {changed}")
+            raise ReplayError(f"the program declares something else each time it is entered: {changed}. {self._hint()}")
         return first, second
 
     def _control(self, profile: Profile, built: messages.Built) -> messages.Controlled:
@@ -162,9 +163,12 @@ class Recorder:
             raise ReplayError(
                 f"this program cannot be entered again: after step {control.steps}, {control.reentry} differs when "
                 "that step is taken from the saved state. Something that evolves is not attached, or draws randomness "
-                "of its own"
+                f"of its own. {self._hint()}"
             )
         return control
+
+    def _hint(self) -> str:
+        return f"To see which, and where: pol doctor {shlex.quote(self._reference)}"
 
     def _ask(self, job: messages.JobType, kind: type[E], phase: str) -> E:
         for event in self._executor.run(job):

@@ -79,9 +79,8 @@ def _first(finding: Finding) -> str:
 def _site(site: Site) -> RenderableType:
     name = site.operation if site.kind != "sequence" else f"{site.operation} in one run, {site.other or 'nothing'}"
     name += " in the other" if site.kind == "sequence" else ""
-    place = f" at {site.place}" if site.place else ""
-    backward = ", in the backward pass" if site.backward else ""
-    lines = [Text(clean(f"{name}{place}{backward}"))]
+    where = "in the backward pass of " if site.backward else "at "
+    lines = [Text(clean(f"{name} {where}{site.place}" if site.place else name))]
     if site.line:
         lines.append(Text(f"  {clean(site.line)}", "dim"))
     lines.append(Text(clean(site.detail)))

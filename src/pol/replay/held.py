@@ -32,6 +32,12 @@ DEPTH = 6
 LENGTH = 10_000
 """Longest list whose values are looked at: longer ones are datasets, and looked at in the batches."""
 
+VALUES = 100_000
+"""Most values of one thing that are looked at."""
+
+LARGE = 1 << 28
+"""Bytes from which an array is not looked at: 256 MiB is a dataset, or would take a second."""
+
 CODE = (ModuleType, FunctionType, MethodType, type, functools.partial)
 
 
@@ -52,7 +58,11 @@ class Holdings:
         for name, value in self._named():
             if id(value) in self._known or isinstance(value, CODE) or name.rpartition(".")[2].startswith("__"):
                 continue
-            text = self._text(value, DEPTH, set())
+            self._left = VALUES
+            try:
+                text = self._text(value, DEPTH, set())
+            except Exception:  # a foreign object that cannot be looked at is no suspect
+                continue
             if text:
                 found[name] = Held(
                     name=name, type=_type(value), kind=kind_of(value), digest=blake3_bytes(text.encode()).hex()[:16]
@@ -71,14 +81,16 @@ class Holdings:
 
     def _text(self, value: Any, depth: int, above: set[int]) -> str:
         """The values in a thing as text; empty where there are none that can be compared."""
+        self._left -= 1
         if value is None or isinstance(value, bool | int | float | complex | str | bytes):
             return repr(value)
         if id(value) in self._known:
             return "attached"
-        if not depth or id(value) in above or isinstance(value, CODE):
+        if not depth or self._left < 0 or id(value) in above or isinstance(value, CODE):
             return ""
         if isinstance(value, torch.Tensor):
-            return f"{value.dtype} {list(value.shape)} {digest(value)}"
+            large = value.numel() * value.element_size() >= LARGE
+            return f"{value.dtype} {list(value.shape)} {'' if large else digest(value)}"
         if isinstance(value, np.ndarray | np.generic):
             return _array(np.asarray(value))
         inner = _state(value)
@@ -128,6 +140,6 @@ def _state(value: Any) -> Any:
 
 
 def _array(array: np.ndarray[Any, Any]) -> str:
-    if array.dtype.hasobject:
+    if array.dtype.hasobject or array.nbytes >= LARGE:
         return ""
     return f"{array.dtype} {array.shape} {blake3_bytes(np.ascontiguousarray(array).tobytes()).hex()[:16]}"

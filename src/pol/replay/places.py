@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sys
 from pathlib import Path
 from types import FrameType
@@ -11,6 +12,8 @@ from pol.replay.sources import source_files
 
 BACKWARD = "_engine_run_backward"
 """The function of torch through which every backward pass goes."""
+
+_LINE = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)
 
 
 class Places:
@@ -48,8 +51,18 @@ class Places:
             frame = frame.f_back
         return "", "", passed
 
+    def last_of(self, written: str) -> tuple[str, str] | None:
+        """The same for a traceback as Python writes it: its innermost line that is the recipe's."""
+        for file, line in reversed(_LINE.findall(written)):
+            if self.is_own(file):
+                return _named(file, int(line))
+        return None
+
 
 def describe(frame: FrameType) -> tuple[str, str]:
     """``file:line`` of a frame, and the source there."""
-    file, line = frame.f_code.co_filename, frame.f_lineno
+    return _named(frame.f_code.co_filename, frame.f_lineno)
+
+
+def _named(file: str, line: int) -> tuple[str, str]:
     return f"{Path(file).name}:{line}", linecache.getline(file, line).strip()

@@ -41,12 +41,15 @@ class Tracer(TorchDispatchMode):
     def begin(self) -> None:
         """Note from here on."""
         self.__enter__()  # type: ignore[no-untyped-call]
+        self._anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+        torch.set_anomaly_enabled(True, False)  # so that a backward operation can say where its forward one was
         self._on = True
 
     def end(self) -> None:
         """Note no more; harmless if nothing was begun."""
         if self._on:
             self._on = False
+            torch.set_anomaly_enabled(*self._anomaly)
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,6 +61,9 @@ class Tracer(TorchDispatchMode):
         inputs = list(_inputs(func, args, kwargs))
         result = func(*args, **kwargs)
         place, line, passed = self._places.find(sys._getframe(1))
+        backward = any(frame.f_code.co_name == BACKWARD for frame in passed)
+        if backward:
+            place, line = _forward(self._places) or (place, line)
         name = str(func).removesuffix(".default")
         written = [value for argument, value in _bound(func, args, kwargs) if _is_written(argument)]
         unfilled = func.__name__.startswith(UNFILLED)
@@ -66,12 +72,18 @@ class Tracer(TorchDispatchMode):
                 name=name,
                 place=place,
                 line=line,
-                backward=any(frame.f_code.co_name == BACKWARD for frame in passed),
+                backward=backward,
                 inputs=inputs,
                 outputs=[] if unfilled else [*_described(result), *_described(written)],
             )
         )
         return result
+
+
+def _forward(places: Places) -> tuple[str, str] | None:
+    """Where the recipe called the forward operation of the backward one that is running."""
+    node: Any = torch._C._current_autograd_node()
+    return None if node is None else places.last_of("".join(node.metadata.get("traceback_", ())))
 
 
 def _bound(func: Any, args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
