@@ -47,12 +47,12 @@ def _where(finding: Finding) -> str:
     if finding.compared in ("program", "builds", "flags"):
         how = {"program": "This cannot be recorded", "builds": "Two builds differ", "flags": "Torch is set otherwise"}
         return f"{how[finding.compared]}: {finding.message}"
-    runs = {"twin": "Two runs from one seed", "resume": f"A run that is entered before step {finding.resumed}"}
+    runs = {"twin": "Two runs from one seed", "resume": f"A run entered before step {finding.resumed}"}
     if finding.message:
         return f"{runs[finding.compared]}: {finding.message}"
     if finding.compared == "resume":
-        return f"{runs['resume']} is another one than the run that went through, from step {finding.step} on."
-    return f"{runs['twin']} are not the same, from step {finding.step} on."
+        return f"{runs['resume']} differs from the one that went through, from step {finding.step} on."
+    return f"{runs['twin']} differ, from step {finding.step} on."
 
 
 def _finding(console: Console, finding: Finding) -> None:
