@@ -76,8 +76,9 @@ class Examination:
         one = processes.enter_context(self._prober.process(self._profile))
         two = processes.enter_context(self._prober.process(self._profile, isolated=True))
         self._builds(one, two, folder / "leaves.bin")
-        self._prober.phase("twin runs", 2 * self._stop)
+        self._prober.phase("first run", self._stop)
         first = self._first(one)
+        self._prober.phase("second run", first.last)
         self._check_flags(first)
         points = self._points(first)
         second = self._again(

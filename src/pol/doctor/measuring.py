@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from pol.doctor.comparing import differing, first_difference
 from pol.doctor.diagnosis import Cost, Variant
 from pol.doctor.probing import Prober, ProgramFailed, Run
+from pol.executors.local import Executor
 from pol.profile import Profile
 
 ROUNDS = 3
@@ -65,12 +66,15 @@ def flags(prober: Prober, profile: Profile, first: Run) -> tuple[list[Variant], 
     """The steps of ``first`` under other flags, and what they cost under some."""
     tried = variants(profile, first.probed.platform.machine)
     steps = _affordable(first, len(tried))
-    prober.phase("other flags", steps * len(tried))
-    found = [_variant(prober, label, other, first, steps) for label, other in tried]
     compared = [("asked for", profile), (_onoff(profile), replace(profile, deterministic=not profile.deterministic))]
     compared.append(("--threads 1", replace(profile, threads=1)) if profile.threads > 1 else _threads(profile, 2))
-    compared += [(f"matmul: {name}", replace(profile, matmul=name)) for name in ("medium",) if profile.matmul != name]
-    return found, costs(prober, compared, _affordable(first, len(compared) * ROUNDS))
+    if profile.matmul != "medium":
+        compared.append(("matmul: medium", replace(profile, matmul="medium")))
+    prober.phase("other flags", steps * len(tried))
+    with contextlib.ExitStack() as stack:  # a process that is needed twice is started once: that takes seconds
+        running = {other: stack.enter_context(prober.process(other)) for _, other in compared}
+        found = [_variant(prober, label, other, first, steps, running.get(other)) for label, other in tried]
+        return found, _costs(prober, compared, _affordable(first, len(compared) * ROUNDS), running)
 
 
 def variants(profile: Profile, machine: str) -> list[Flagged]:
@@ -97,9 +101,11 @@ def _threads(profile: Profile, count: int) -> Flagged:
     return f"--threads {count}", replace(profile, threads=count)
 
 
-def _variant(prober: Prober, label: str, profile: Profile, first: Run, steps: int) -> Variant:
+def _variant(
+    prober: Prober, label: str, profile: Profile, first: Run, steps: int, running: Executor | None
+) -> Variant:  # fmt: skip
     try:
-        with prober.process(profile) as process:
+        with contextlib.nullcontext(running) if running else prober.process(profile) as process:
             run = prober.run(process, profile, steps, measure=True)
     except ProgramFailed as failed:
         return Variant(flags=label, profile=profile, equal=None, note=str(failed))
@@ -110,22 +116,26 @@ def _variant(prober: Prober, label: str, profile: Profile, first: Run, steps: in
 
 def costs(prober: Prober, tried: list[Flagged], steps: int) -> list[Cost]:
     """Seconds of a step under each profile, measured in turns; the first is what the others are compared with."""
+    with contextlib.ExitStack() as stack:
+        running = {profile: stack.enter_context(prober.process(profile)) for _, profile in tried}
+        return _costs(prober, tried, steps, running)
+
+
+def _costs(prober: Prober, tried: list[Flagged], steps: int, running: dict[Profile, Executor]) -> list[Cost]:
     prober.phase("what flags cost", ROUNDS * len(tried) * steps)
     seconds: dict[str, list[float]] = {label: [] for label, _ in tried}
     notes: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(prober.process(profile)) for _, profile in tried]
-        for _ in range(ROUNDS):
-            for (label, profile), process in zip(tried, processes, strict=True):
-                if label in notes:
-                    continue
-                try:
-                    run = prober.run(process, profile, steps, measure=True)
-                except ProgramFailed as failed:
-                    notes[label] = str(failed)
-                    continue
-                taken = [seen.seconds for seen in run.observations]
-                seconds[label] += taken[1:] or taken
+    for _ in range(ROUNDS):
+        for label, profile in tried:
+            if label in notes:
+                continue
+            try:
+                run = prober.run(running[profile], profile, steps, measure=True)
+            except ProgramFailed as failed:
+                notes[label] = str(failed)
+                continue
+            taken = [seen.seconds for seen in run.observations]
+            seconds[label] += taken[1:] or taken
     base = statistics.median(seconds[tried[0][0]] or [0.0])
     return [_cost(label, profile, seconds[label], base, notes.get(label, "")) for label, profile in tried]
 

@@ -100,15 +100,16 @@ def _verifier(found: Diagnosis) -> str:
     others = [one.flags for one in found.variants if one.equal is False]
     if not others:
         return "needs nothing special: no flag that was tried changes a bit of these steps"
-    words = []
-    if any(flags.startswith(("instructions", "oneDNN", "MKL")) for flags in others):
-        capability = f" (here {found.platform.capability})" if found.platform else ""
-        words.append(f"a processor with vector instructions alike{capability}")
-    if any("threads" in flags for flags in others):
-        words.append(f"the same number of threads ({found.profile.threads}), which the proof records")
-    if any("deterministic" in flags or "matmul" in flags for flags in others):
-        words.append("the same settings, which the proof records")
-    return f"needs {', and '.join(words)}"
+    alike = any(flags.startswith(("instructions", "oneDNN", "MKL")) for flags in others)
+    here = f" (here {found.platform.capability})" if found.platform else ""
+    needs = f"needs a processor with vector instructions alike{here}" if alike else "needs no special processor"
+    recorded = (
+        [f"the number of threads ({found.profile.threads})"] if any("threads" in flags for flags in others) else []
+    )
+    recorded += ["the setting of deterministic algorithms"] if any("determin" in flags for flags in others) else []
+    recorded += ["matmul precision"] if any("matmul" in flags for flags in others) else []
+    verb = "matters" if len(recorded) == 1 else "matter"
+    return f"{needs}; {' and '.join(recorded)} {verb}, too, and stand in the proof" if recorded else needs
 
 
 def _variants(variants: list[Variant]) -> RenderableType:
