@@ -118,4 +118,5 @@ def suspect(cause: str, evidence: str, fix: str | None = None) -> Suspect:
 
 def refusal(message: str) -> Suspect:
     """The cause of a refusal by this package."""
-    return suspect(next((cause for part, cause in REFUSALS.items() if part in message), "refused"), "the message above")
+    part, cause = next((pair for pair in REFUSALS.items() if pair[0] in message), (message, "refused"))
+    return suspect(cause, part)

@@ -61,7 +61,7 @@ def _finding(console: Console, finding: Finding) -> None:
     if finding.site is not None:
         field(console, "Operation", _site(finding.site))
     for number, one in enumerate(finding.suspects[:3]):
-        field(console, "Likely" if not number else "or", _suspect(one))
+        field(console, "Likely" if not number else "or", _suspect(one, finding.message))
 
 
 def _first(finding: Finding) -> str:
@@ -87,8 +87,10 @@ def _site(site: Site) -> RenderableType:
     return Text("\n").join(lines)
 
 
-def _suspect(one: Suspect) -> RenderableType:
-    parts = [Text(one.title, "bold"), Text(clean(one.evidence))]
+def _suspect(one: Suspect, message: str) -> RenderableType:
+    parts = [Text(one.title, "bold")]
+    if one.evidence not in message:  # that was said at the top
+        parts.append(Text(clean(one.evidence)))
     return Text("\n").join([*parts, Text(f"→ {clean(one.fix)}")])
 
 
@@ -108,8 +110,7 @@ def _verifier(found: Diagnosis) -> str:
     )
     recorded += ["the setting of deterministic algorithms"] if any("determin" in flags for flags in others) else []
     recorded += ["matmul precision"] if any("matmul" in flags for flags in others) else []
-    verb = "matters" if len(recorded) == 1 else "matter"
-    return f"{needs}; {' and '.join(recorded)} {verb}, too, and stand in the proof" if recorded else needs
+    return f"{needs}. Also decisive, and recorded in the proof: {', '.join(recorded)}" if recorded else needs
 
 
 def _variants(variants: list[Variant]) -> RenderableType:
