@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -154,7 +155,7 @@ class Recorder:
                 "layers that are drawn belong into an attached module"
             )
         if changed := difference(first.declaration, second.declaration):
-            raise ReplayError(f"the program declares something else each time it is entered: {changed}")
+            raise ReplayError(f"the program declares something else each time it is entered: {changed}. {self._hint()}")
         return first, second
 
     def _control(self, profile: Profile, built: messages.Built) -> messages.Controlled:
@@ -165,9 +166,12 @@ class Recorder:
         )
         if control.undeclared:
             raise UsageError(_undeclared(control.undeclared))
-        check_reentry(control)
+        check_reentry(control, self._hint())
         self._files.note_read(said(control))
         return control
+
+    def _hint(self) -> str:
+        return f"To see which, and where: pol doctor {shlex.quote(self._reference)}"
 
     def _ask(self, job: messages.JobType, kind: type[E], phase: str) -> E:
         for event in self._executor.run(job):

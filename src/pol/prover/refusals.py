@@ -11,8 +11,8 @@ _ADVICE = (
 )
 
 
-def check_reentry(control: Controlled) -> None:
-    """Refuse a program that is another one when it is entered again.
+def check_reentry(control: Controlled, hint: str) -> None:
+    """Refuse a program that is another one when it is entered again; ``hint``: what to do to know more.
 
     Raises:
         ReplayError: names what differs, and the likely cause.
@@ -32,12 +32,13 @@ def check_reentry(control: Controlled) -> None:
     )
     if control.noticed:
         read = "; ".join(map(str, control.noticed[:3]))
-        raise ReplayError(f"{differs}The program {read}: no replay can give that again")
+        raise ReplayError(f"{differs}The program {read}: no replay can give that again. {hint}")
     if hidden is not None:
         raise ReplayError(
-            f"{differs}{hidden} changes from step to step and is in no state{more}: {_ADVICE.format(name=hidden)}"
+            f"{differs}{hidden} changes from step to step and is in no state{more}: {_ADVICE.format(name=hidden)}. "
+            f"{hint}"
         )
-    raise ReplayError(f"{differs}Something that evolves is not attached, or draws randomness of its own")
+    raise ReplayError(f"{differs}Something that evolves is not attached, or draws randomness of its own. {hint}")
 
 
 def said(control: Controlled) -> list[str]:

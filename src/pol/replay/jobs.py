@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import platform as host
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pol.errors import PolError, ReplayError
@@ -25,6 +23,7 @@ from pol.messages import (
     Finished,
     JobType,
     Opened,
+    Probe,
     Recorded,
     Replay,
     Segment,
@@ -32,8 +31,8 @@ from pol.messages import (
     Train,
     TrustingReplay,
 )  # fmt: skip
-from pol.profile import Platform, Profile
-from pol.replay import compiling, hidden, trusting
+from pol.profile import Profile
+from pol.replay import compiling, hidden, probe, trusting
 from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
@@ -41,6 +40,7 @@ from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
+from pol.replay.platforms import this_platform
 from pol.replay.state import State
 from pol.replay.watch import Watch
 from pol.replay.writer import Writer, checkpoint_name
@@ -66,12 +66,15 @@ def run_job(job: JobType, emit: Emit) -> None:
                 _replay(job, emit)
             case TrustingReplay():
                 trusting.replay(job, emit)
+            case Probe():
+                probe.probe(job, emit)
+                emit(Finished())
     except PolError as error:
         emit(Failed(kind=type(error).__name__, message=str(error)))
     except MemoryError:
-        emit(Failed(kind="ReplayError", message="out of memory"))
+        emit(Failed(kind="ReplayError", message="out of memory", foreign=True))
     except Exception as error:  # the user's program: any error of it is a finding, with the place
-        emit(Failed(kind="ReplayError", message=_explain(error)))
+        emit(Failed(kind="ReplayError", message=_explain(error), foreign=True))
 
 
 def _explain(error: BaseException) -> str:
@@ -87,17 +90,6 @@ def _apply(profile: Profile) -> None:
     torch.use_deterministic_algorithms(profile.deterministic)
     torch.set_float32_matmul_precision(profile.matmul)
     compiling.settle()
-
-
-def this_platform() -> Platform:
-    """What this process runs on."""
-    return Platform(
-        python=host.python_version(),
-        torch=str(torch.__version__),
-        numpy=np.__version__,
-        machine=host.machine(),
-        capability=torch.backends.cpu.get_cpu_capability(),
-    )
 
 
 def _build(job: Build, emit: Emit) -> None:
