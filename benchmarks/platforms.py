@@ -2,13 +2,15 @@
 
 A proof is recorded in processes of one profile. The verifier's processes are then started with another one, without
 the verifier's knowing: it asks for the recorded profile, as always, and gets what a machine would give that does not
-have these instructions, this library mode or that many cores. Control run, limits and verdict are the real ones.
+have these instructions, this library mode or that many cores; ``--python`` adds one that has another build of torch,
+that of another virtual environment. Control run, limits and verdict are the real ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy
 import torch
 
 from pol import policies
@@ -54,11 +57,15 @@ class Other:
 
     name: str
     changes: dict[str, Any]
+    forged: bool = False
+    """Whether forgeries are verified there, too."""
+    python: str = sys.executable
+    """The interpreter of its processes."""
 
 
 PLATFORMS = (
-    Other("the same", {}),
-    Other("2 threads", {"threads": 2}),
+    Other("the same", {}, forged=True),
+    Other("2 threads", {"threads": 2}, forged=True),
     Other("4 threads", {"threads": 4}),
     Other("ATen default", {"aten": "default"}),
     Other("ATen avx2", {"aten": "avx2"}),
@@ -68,12 +75,18 @@ PLATFORMS = (
     Other("MKL avx2", {"mkl": "avx2"}),
     Other("matmul high", {"matmul": "high"}),
     Other("matmul medium", {"matmul": "medium"}),
-    Other("AVX2 machine", {"aten": "avx2", "onednn": "avx2", "mkl": "avx2"}),
+    Other("AVX2 machine", {"aten": "avx2", "onednn": "avx2", "mkl": "avx2"}, forged=True),
     Other("old machine", {"threads": 2, "aten": "default", "onednn": "sse41", "mkl": "compatible"}),
 )
 
-FORGERY_PLATFORMS = ("the same", "2 threads", "AVX2 machine")
-"""Where forgeries are verified."""
+VERSIONS = {
+    "torch": torch.__version__, "numpy": numpy.__version__, "Python": platform.python_version(), "pol": __version__,
+}  # fmt: skip
+QUESTION = (
+    "import platform, numpy, torch, pol.version\n"
+    "print(torch.__version__, numpy.__version__, platform.python_version(), pol.version.__version__)"
+)
+"""What another interpreter is asked: its ``VERSIONS``."""
 
 FORGERIES = (
     "interpolation", "own-run-stolen-end", "swapped-final", "later-momentum", "other-order", "flipped-labels",
@@ -111,11 +124,30 @@ TRAININGS = (
 )  # fmt: skip
 
 
+def installed(python: str) -> Other:
+    """A machine with what another interpreter has, named after its torch and whatever else is of another version.
+
+    Raises:
+        SystemExit: it cannot be started, or lacks torch or this package.
+    """
+    try:
+        answer = subprocess.run([python, "-P", "-c", QUESTION], env={}, capture_output=True, text=True)
+    except OSError as error:
+        raise SystemExit(f"--python {python}: {error.strerror}") from None
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SystemExit(f"--python {python}: torch and this package must be installed there: {last}")
+    there = dict(zip(VERSIONS, answer.stdout.split(), strict=True))
+    named = [f"{name} {there[name]}" for name in VERSIONS if name == "torch" or there[name] != VERSIONS[name]]
+    return Other(", ".join(named), {}, forged=True, python=python)
+
+
 class Machine:
-    """An executor whose processes have other flags than those they are asked for."""
+    """An executor whose processes have other flags, or another interpreter, than those they are asked for."""
 
     def __init__(self, other: Other) -> None:
-        self._process = LocalProcess(msgspec.structs.replace(RECORDED, **other.changes), isolated=True)
+        profile = msgspec.structs.replace(RECORDED, **other.changes)
+        self._process = LocalProcess(profile, isolated=True, python=other.python)
 
     def run(self, job: JobType) -> Iterator[EventType]:
         """The events of a job here."""
@@ -234,7 +266,7 @@ def measure(proofs: list[Recorded], machines: list[Other]) -> list[Result]:
         machine = Machine(other)
         try:
             for proof in proofs:
-                if proof.forgery is not None and other.name not in FORGERY_PLATFORMS:
+                if proof.forgery is not None and not other.forged:
                     continue
                 auditor = Auditor(proof.training.recipe, proof.settings, machine)
                 policy = policy_for(proof)
@@ -286,7 +318,7 @@ def _honest(results: list[Result]) -> str:
 
 def _forged(results: list[Result]) -> str:
     sizes = sorted({one.every for one in results})
-    machines = [name for name in FORGERY_PLATFORMS if any(one.platform == name for one in results)]
+    machines = list(dict.fromkeys(one.platform for one in results))
     known = {(one.forgery, one.platform, one.rule, one.every): one for one in results}
     columns = [(rule, machine) for rule in RULES for machine in machines]
     lines = [_row(["forgery", *(f"{rule}, {machine}" for rule, machine in columns)]), "|" + "---|" * (1 + len(columns))]
@@ -343,6 +375,7 @@ def command(options: argparse.Namespace) -> str:
     words = ["python -m benchmarks.platforms"]
     words += [f"--recipe {options.recipe}"] if options.recipe else []
     words += [f"--{name}" for name in ("quick", "full") if getattr(options, name)]
+    words += ["--python PYTHON"] if options.python else []  # a path means nothing elsewhere; the row's name does
     return " ".join(words)
 
 
@@ -373,12 +406,14 @@ def main() -> None:
     parser.add_argument("--recipe", choices=[one.name for one in TRAININGS], help="measure one training")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, few machines: shows that it runs")
     parser.add_argument("--full", action="store_true", help="k = 50, too")
+    parser.add_argument("--python", metavar="PYTHON", help="add the machine of another environment's interpreter")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into the marked block of a page")
     options = parser.parse_args()
     sizes = [1, 10, *([50] if options.full else [])]
     forgeries = list(FORGERIES[:1] if options.quick else FORGERIES)
-    machines = [one for one in PLATFORMS if not options.quick or one.name in FORGERY_PLATFORMS]
+    machines = [one for one in PLATFORMS if not options.quick or one.forged]
+    machines += [installed(options.python)] if options.python else []
     results = []
     for training in TRAININGS:
         if options.recipe in (None, training.name):
