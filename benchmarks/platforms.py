@@ -375,7 +375,7 @@ def command(options: argparse.Namespace) -> str:
     words = ["python -m benchmarks.platforms"]
     words += [f"--recipe {options.recipe}"] if options.recipe else []
     words += [f"--{name}" for name in ("quick", "full") if getattr(options, name)]
-    words += ["--python PYTHON"] if options.python else []  # a path means nothing elsewhere; the row's name does
+    words += ["--python PYTHON"] * len(options.python)  # a path means nothing elsewhere; the row's name does
     return " ".join(words)
 
 
@@ -406,14 +406,16 @@ def main() -> None:
     parser.add_argument("--recipe", choices=[one.name for one in TRAININGS], help="measure one training")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, few machines: shows that it runs")
     parser.add_argument("--full", action="store_true", help="k = 50, too")
-    parser.add_argument("--python", metavar="PYTHON", help="add the machine of another environment's interpreter")
+    parser.add_argument(
+        "--python", action="append", default=[], help="add a machine with another interpreter's torch; may be repeated"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into the marked block of a page")
     options = parser.parse_args()
     sizes = [1, 10, *([50] if options.full else [])]
     forgeries = list(FORGERIES[:1] if options.quick else FORGERIES)
     machines = [one for one in PLATFORMS if not options.quick or one.forged]
-    machines += [installed(options.python)] if options.python else []
+    machines += map(installed, options.python)
     results = []
     for training in TRAININGS:
         if options.recipe in (None, training.name):

@@ -6,6 +6,7 @@ The fast half fakes another machine in this process; the slow half starts proces
 import json
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import msgspec
@@ -310,23 +311,38 @@ def test_digits_are_accepted_with_other_threads_under_tolerance(every, here, tmp
 
 # -- the table ----------------------------------------------------------------------------------------------------
 
+PLATFORMS = [sys.executable, "-m", "benchmarks.platforms"]
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("python", ["nowhere/python", "plain/pyvenv.cfg", "plain/bin/python"])
+def test_an_interpreter_that_cannot_be_used_is_named(python, tmp_path):
+    venv.create(tmp_path / "plain", symlinks=True, with_pip=False)  # has neither torch nor this package
+    command = [*PLATFORMS, "--python", tmp_path / python]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"--python {tmp_path / python}: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+
 
 @pytest.mark.slow
 def test_the_command_writes_its_table_into_a_page(tmp_path):
     page, numbers = tmp_path / "page.md", tmp_path / "numbers.json"
     page.write_text("before\n<!-- platforms: begin -->\nold\n<!-- platforms: end -->\nafter\n")
-    command = [sys.executable, "-m", "benchmarks.platforms", "--quick", "--recipe", "text"]
+    command = [*PLATFORMS, "--quick", "--recipe", "text", "--python", sys.executable]
     done = subprocess.run(
-        [*command, "--json", numbers, "--write", page],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        [*command, "--json", numbers, "--write", page], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     text = page.read_text()
-    assert text.startswith("before\n<!-- platforms: begin -->\n`python -m benchmarks.platforms --recipe text --quick`")
+    assert text.startswith("before\n<!-- platforms: begin -->\n`python -m benchmarks.platforms --recipe text --quick")
+    assert " --quick --python PYTHON` on " in text
     assert text.endswith("\n<!-- platforms: end -->\nafter\n")
-    assert "| the same | same | none | ACCEPT, 15 of 15 equal |" in text
+    own = f"torch {torch.__version__}"  # the same interpreter, by what it says of itself
+    for name in ("the same", own):
+        assert f"| {name} | same | none | ACCEPT, 15 of 15 equal |" in text
     assert "old" not in text
     results = json.loads(numbers.read_text())
-    assert len(results) == 3 * 4
-    assert {one["verdict"] for one in results if one["platform"] == "the same"} == {"ACCEPT"}
+    assert len(results) == 4 * 4
+    assert {one["verdict"] for one in results if one["platform"] in ("the same", own)} == {"ACCEPT"}
     assert "REJECT" not in {one["verdict"] for one in results}
