@@ -20,10 +20,12 @@ from pol.attacks.registry import REGISTRY
 from pol.auditor import LocalAuditor
 from pol.checkpoint import Checkpoint
 from pol.executors.local import LocalProcess
+from pol.keys import SigningKey
 from pol.messages import Controlled, Recorded, Replay
 from pol.profile import Profile
 from pol.proof.policy import EXACT, Limits, Policy
 from pol.proof.report import Verdict
+from pol.replay import randomness
 from pol.replay.inprocess import InProcess
 from pol.replay.state import State
 from pol.verifier import rounding, verify
@@ -181,6 +183,57 @@ def test_what_an_optimizer_keeps_and_zeros_are_off_by_a_rounding_too(tmp_path):
 def test_the_policy_can_ask_for_more_before_it_refutes():
     patient = msgspec.structs.replace(TOLERANCE, limits=msgspec.structs.replace(TOLERANCE.limits, refute=1e6))
     assert_undecided(on(Rounding(1e-7), factory().forgery("interpolation", rule="tolerance").path, policy=patient))
+
+
+class Elsewhere(Rounding):
+    """A machine that says other facts of itself, and whose torch draws other numbers from the same state."""
+
+    def __init__(self, **facts):
+        super().__init__(1e-7)
+        self.facts = facts
+
+    def run(self, job):
+        state = randomness._torch_state
+        with pytest.MonkeyPatch.context() as patch:
+            if isinstance(job, Replay):  # the first weights are as recorded
+                patch.setattr(randomness, "_torch_state", lambda data: state(bytes(byte ^ 0x5A for byte in data)))
+            for event in super().run(job):
+                if isinstance(event, Controlled):
+                    platform = msgspec.structs.replace(event.platform, **self.facts)
+                    event = msgspec.structs.replace(event, platform=platform)
+                yield event
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory):
+    """An honest run whose steps hang on what is drawn: digits with half of the features dropped."""
+    recipe, settings, _ = DIGITS
+    out = tmp_path_factory.mktemp("dropping") / "p"
+    train(recipe, out, every=1, settings={**settings, "dropout": 0.75}, rule="tolerance")
+    return out
+
+
+@pytest.mark.parametrize(
+    "facts", [{"torch": "2.0.0"}, {"numpy": "1.0.0"}, {"machine": "aarch64"}, {"torch": f"{torch.__version__}.built"}]
+)
+def test_other_draws_elsewhere_are_undecided(facts, dropping):
+    report = on(Elsewhere(**facts), dropping, recipe=DIGITS[0])
+    assert_undecided(report)
+    assert max(result.deviation.relative for result in report.intervals) > LOOSE.limits.refute
+
+
+def test_a_machine_of_the_same_facts_is_taken_to_draw_the_same(dropping):
+    """What the test above would see if nothing were drawn anew."""
+    assert on(Elsewhere(), dropping, recipe=DIGITS[0]).verdict is Verdict.REJECT
+
+
+@pytest.mark.parametrize(("facts", "verdict"), [({"torch": "2.0.0"}, "INCONCLUSIVE"), ({"machine": "arm"}, "REJECT")])
+def test_another_release_refutes_nothing_but_another_processor_does(facts, verdict, dropping, tmp_path):
+    REGISTRY["interpolation"].forge(dropping, tmp_path / "forged", SigningKey.generate(), DIGITS[0])
+    report = on(Elsewhere(**facts), tmp_path / "forged", recipe=DIGITS[0])
+    assert str(report.verdict) == verdict, report.reason()
+    words = "rounding and other random draws, measured here, explain less than a tenth of the error"
+    assert (words in report.reason()) == (verdict == "REJECT")
 
 
 @pytest.mark.parametrize("other", [False, True])

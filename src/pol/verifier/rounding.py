@@ -4,6 +4,10 @@ Where a machine does not give the recorded profile, an error may be the machine'
 training: normalisation multiplies rounding by hundreds in ten steps, and an optimizer that divides gradients by their
 size takes full steps where rounding points if there is nothing else. So no fixed share of the move tells such a run
 from a forgery; two replays on one machine do.
+
+Another processor or build may also draw other numbers from the same generator (torch drops other features without MKL,
+and draws other normal numbers without vector instructions). Where that is possible, what is drawn in the steps is
+drawn anew for each of the replays: samples and their order stay.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from pol.checkpoint import Checkpoint
 from pol.distance import Accumulator, ratio, within
 from pol.errors import PolError
 from pol.messages import Finished, Segment
+from pol.order import epoch_order
 from pol.proof.genesis import registered
 from pol.store import ORDER, checkpoint_path
 from pol.values import CHUNK, decode, floats
@@ -41,7 +46,9 @@ MARGIN = 10.0
 """An error is beyond rounding from this multiple of the largest that rounding gave here."""
 
 
-def beyond(case: Case, auditor: Auditor, start: int, replayed: Path, error: float, folder: Path) -> bool:
+def beyond(
+    case: Case, auditor: Auditor, start: int, replayed: Path, error: float, folder: Path, *, redraw: bool
+) -> bool:
     """Whether an error is more than rounding can explain; False where that could not be measured.
 
     Args:
@@ -51,17 +58,20 @@ def beyond(case: Case, auditor: Auditor, start: int, replayed: Path, error: floa
         replayed: The end state of its replay here.
         error: Error of all parameters together, as a share of the replayed move.
         folder: Empty, for states.
+        redraw: Whether this machine may draw other numbers than the recorded one.
     """
     segment = next(segment for segment in segments(case) if segment.start == start)
     origin = Path(segment.checkpoint) if segment.checkpoint else case.store.path / checkpoint_path(start)
     nudged = folder / "nudged.safetensors"
     moved = msgspec.structs.replace(segment, checkpoint=str(nudged))
+    order = _order(case, segment, folder / ORDER) if redraw else _recorded_order(case)
     largest = 0.0
     for repeat in range(REPEATS):
         shutil.copyfile(origin, nudged)
         try:
             _nudge(nudged, Checkpoint.at(replayed), repeat)
-            if not _replay(case, auditor, moved, folder):
+            seed = seeds.expand(case.seed, "redraw", bytes([repeat])) if redraw else case.seed
+            if not _replay(case, auditor, moved, folder, seed, order):
                 return False
             states = [Checkpoint.at(path) for path in (origin, replayed, nudged, folder / replayed.name)]
             noise = _difference_of_moves(*states)
@@ -73,12 +83,28 @@ def beyond(case: Case, auditor: Auditor, start: int, replayed: Path, error: floa
     return largest > 0  # where nothing differed at all, nothing was measured
 
 
-def _replay(case: Case, auditor: Auditor, segment: Segment, folder: Path) -> bool:
+def _recorded_order(case: Case) -> Path | None:
+    return case.store.path / ORDER if case.genesis.randomness.order == "observed" else None
+
+
+def _order(case: Case, segment: Segment, path: Path) -> Path:
+    """The recorded order as a file, for a replay under another seed; epochs outside the segment are holes in it."""
+    if recorded := _recorded_order(case):
+        return recorded
+    declaration, per_step = case.genesis.spec.declaration, case.genesis.spec.batches_per_step
+    each = declaration.steps_per_epoch(per_step)
+    with path.open("wb") as file:
+        for epoch in range(segment.start // each, (segment.stop - 1) // each + 1):
+            file.seek(4 * declaration.samples * epoch)
+            file.write(epoch_order(case.seed, epoch, declaration.samples).astype("<u4").tobytes())
+    return path
+
+
+def _replay(case: Case, auditor: Auditor, segment: Segment, folder: Path, seed: bytes, order: Path | None) -> bool:
     genesis = case.genesis
     events = auditor.replay(
-        genesis.profile, genesis.recipe.configuration, case.seed, registered(genesis, case.r), [segment],
-        seeds.salt_key(case.r), declared=genesis.randomness.declared_seed,
-        order=case.store.path / ORDER if genesis.randomness.order == "observed" else None, save=folder,
+        genesis.profile, genesis.recipe.configuration, seed, registered(genesis, case.r), [segment],
+        seeds.salt_key(case.r), declared=genesis.randomness.declared_seed, order=order, save=folder,
     )  # fmt: skip
     return any(isinstance(event, Finished) for event in list(events))
 
