@@ -186,8 +186,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int
     equal: int
     """Replayed intervals whose end state is the recorded one, bit for bit."""
-    first: int | None
-    """Steps of the first replayed interval that was not equal; 0: the first weights were not."""
+    first: str | None
+    """What differed first: the declaration, the first weights, or the first replayed interval, by its last step."""
     of_limit: float | None
     """Largest error of a tensor, as a share of its limit."""
     of_move: float | None
@@ -198,16 +198,21 @@ def result(training: str, other: str, forgery: str | None, every: int, report: R
     """What a report says."""
     found = [interval.deviation for interval in report.intervals if interval.deviation is not None]
     unequal = [interval for interval in report.intervals if not _equal(interval)]
-    origin = next((step for step in report.steps if step.number == 5 and step.status != "passed"), None)
     return Result(
         training=training, platform=other, forgery=forgery, rule="exact" if report.rule == "exact" else "tolerance",
         every=every, verdict=str(report.verdict), reason=report.reason(), control=control,
         step=next((step.number for step in report.steps[:7] if step.status in ("failed", "unable")), None),
         replayed=len(report.intervals), equal=len(report.intervals) - len(unequal),
-        first=0 if origin is not None else min((interval.stop for interval in unequal), default=None),
+        first=_origin(report) or next((f"step {interval.stop}" for interval in unequal), None),
         of_limit=max((ratio(one.error, one.limit) for one in found), default=None),
         of_move=max((one.relative for one in found), default=None),
     )  # fmt: skip
+
+
+def _origin(report: Report) -> str | None:
+    """What of step 5 differed: what the recipe declares, or the weights that it draws."""
+    checks = [check for step in report.steps if step.number == 5 for check in step.checks if check.status != "passed"]
+    return ("declaration" if checks[0].name == "build" else "first weights") if checks else None
 
 
 def _equal(interval: IntervalResult) -> bool:
@@ -309,7 +314,7 @@ def _honest(results: list[Result]) -> str:
         exact = [known[name, k, "exact"] for k in sizes]
         near = [known[name, k, "tolerance"] for k in sizes]
         differs = exact[0].control != known[PLATFORMS[0].name, sizes[0], "exact"].control
-        cells = [name, "differs" if differs else "same", _first(exact[0])]
+        cells = [name, "differs" if differs else "same", exact[0].first or "none"]
         cells += [f"{one.verdict}{_share_equal(one)}" for one in exact]
         cells += [f"{one.verdict}{_step(one)}, {_share(one.of_limit)}, {_share(one.of_move)}" for one in near]
         lines.append(_row(cells))
@@ -337,12 +342,6 @@ def _verdict(one: Result | None) -> str:
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _first(one: Result) -> str:
-    if one.first is None:
-        return "none"
-    return f"step {one.first}" if one.first else "first weights"
 
 
 def _share_equal(one: Result) -> str:
