@@ -122,11 +122,16 @@ def test_a_dataset_that_is_computed_otherwise_elsewhere_is_undecided(rule):
     assert "used samples that are not the committed ones" in report.reason()
 
 
-@pytest.mark.parametrize("name", ["interpolation", "random-checkpoints", "swapped-final", "own-run-stolen-end"])
+@pytest.mark.parametrize("name", ["interpolation", "random-checkpoints", "own-run-stolen-end"])
 def test_what_no_training_gave_is_rejected_on_any_machine(name):
     report = on(Rounding(1e-7), factory().forgery(name, rule="tolerance").path)
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7), report.reason()
-    assert "rounding, measured here, explains less than a tenth of the error" in report.reason()
+    assert "rounding and other random draws, measured here, explain less than a tenth of the error" in report.reason()
+
+
+def test_what_other_draws_could_explain_is_undecided_elsewhere():
+    """Off by nine tenths of the move, and other dropout by more than a tenth of that."""
+    assert_undecided(on(Rounding(1e-7), factory().forgery("swapped-final", rule="tolerance").path))
 
 
 def test_what_no_training_gave_is_undecided_on_a_machine_that_cannot_tell():
@@ -214,7 +219,8 @@ def dropping(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "facts", [{"torch": "2.0.0"}, {"numpy": "1.0.0"}, {"machine": "aarch64"}, {"torch": f"{torch.__version__}.built"}]
+    "facts",
+    [{}, {"torch": "2.0.0"}, {"numpy": "1.0.0"}, {"machine": "aarch64"}],
 )
 def test_other_draws_elsewhere_are_undecided(facts, dropping):
     report = on(Elsewhere(**facts), dropping, recipe=DIGITS[0])
@@ -222,8 +228,9 @@ def test_other_draws_elsewhere_are_undecided(facts, dropping):
     assert max(result.deviation.relative for result in report.intervals) > LOOSE.limits.refute
 
 
-def test_a_machine_of_the_same_facts_is_taken_to_draw_the_same(dropping):
-    """What the test above would see if nothing were drawn anew."""
+def test_other_draws_elsewhere_would_be_rejected_for_rounding_alone(dropping, monkeypatch):
+    """Shown to bite: with nothing drawn anew, an honest run is rejected."""
+    monkeypatch.setattr(rounding, "_other_seed", lambda case, repeat: case.seed)
     assert on(Elsewhere(), dropping, recipe=DIGITS[0]).verdict is Verdict.REJECT
 
 

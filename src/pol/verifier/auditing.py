@@ -55,12 +55,12 @@ def _audit(case: Case, auditor: Auditor, platform: Platform, folder: Path | None
         waiting = waiting[1:]
     case.intervals = _worst(case.intervals)  # two replays that differ have failed
     if folder is not None and platform.software:
-        _refute(case, auditor, folder, redraw=not platform.alike)
+        _refute(case, auditor, folder)
     yield from _summary(case)
 
 
-def _refute(case: Case, auditor: Auditor, folder: Path, *, redraw: bool) -> None:
-    """What is undecided because the machine is another, but farther off than rounding explains, has failed.
+def _refute(case: Case, auditor: Auditor, folder: Path) -> None:
+    """What is undecided because the machine is another, but farther off than that explains, has failed.
 
     Not under another release of torch or numpy, where nothing that is measured here says what the recorded one does.
     Only the farthest few are looked at: where rounding is small, the first shows it; where it is not, none would.
@@ -74,14 +74,13 @@ def _refute(case: Case, auditor: Auditor, folder: Path, *, redraw: bool) -> None
         result = case.intervals[position]
         replayed = folder / f"{result.stop:012d}.safetensors"
         with tempfile.TemporaryDirectory(dir=folder) as inner:
-            if rounding.beyond(case, auditor, result.start, replayed, found, Path(inner), redraw=redraw):
-                what = "rounding and other random draws, measured here, explain" if redraw else _ROUNDING
-                detail = f"{result.detail}. But {what} less than a tenth of the error"
+            if rounding.beyond(case, auditor, result.start, replayed, found, Path(inner)):
+                detail = f"{result.detail}. But {_EXPLAINED} less than a tenth of the error"
                 case.intervals[position] = msgspec.structs.replace(result, status="failed", detail=detail)
                 return
 
 
-_ROUNDING = "rounding, measured here, explains"
+_EXPLAINED = "rounding and other random draws, measured here, explain"
 
 _LOOKED_AT = 3
 """Each costs a few more replays of its steps."""

@@ -25,8 +25,6 @@ class Platform:
     detail: str
     software: bool = False
     """Whether torch and numpy are of the recorded releases, so that the program means the same here."""
-    alike: bool = False
-    """Whether no recorded fact differs here, so that generators in the same state draw the same."""
 
     def mismatch(self, name: str, detail: str) -> Check:
         """Something differs: the prover's failure if this machine gives the profile, else undecided."""
@@ -40,22 +38,18 @@ def control(case: Case, auditor: Auditor) -> Platform:
     here = auditor.control(genesis.profile, genesis.recipe.configuration, seeds.CONTROL_SEED, genesis.control.steps)
     if isinstance(here, Failed):
         return Platform(False, f"The control run does not work here: {here.message}")
-    facts = {
-        "software": same_software(genesis.platform, here.platform),
-        "alike": not differences(genesis.platform, here.platform),
-    }
+    software = same_software(genesis.platform, here.platform)
     if here.root == genesis.control.root and here.steps == genesis.control.steps:
         if other := differences(genesis.platform, here.platform, ARITHMETIC):
-            return Platform(
-                False, f"The control run agrees, but this machine is not the recorded one ({'; '.join(other)})", **facts
-            )
+            why = f"The control run agrees, but this machine is not the recorded one ({'; '.join(other)})"
+            return Platform(False, why, software)
         return Platform(
             True, "the control run gives the recorded state here, so this machine gives the recorded profile"
         )
     return Platform(
         False,
         f"This machine does not give the recorded profile: the control run ends elsewhere ({_why(case, here)})",
-        **facts,
+        software,
     )
 
 
