@@ -105,7 +105,6 @@ REFUSED = {
     "SystemRandomness": ("entropy", "twin", 0, "SystemRandom()", "os.urandom"),
     "Forgotten": ("optimizer", "resume", 5, "self.second.step()", "self.second"),
     "UnstableData": ("data", "builds", None, "", ""),
-    "UnstableData": ("data", "builds", None, "", ""),
     "RandomLength": ("data", "builds", None, "", ""),
     "InPlace": ("data-state", "resume", 6, "", "the batch (x)"),
     "RateByHand": ("hyperparameters", "program", None, "", ""),
