@@ -36,6 +36,7 @@ from pol.proof.policy import Policy
 from pol.proof.report import IntervalResult, Report
 from pol.prover import record
 from pol.verifier import verify
+from pol.version import __version__
 
 RECORDED = Profile(threads=1)
 """What every proof is recorded with: one thread, and whatever instructions the machine has."""

@@ -198,10 +198,10 @@ class Elsewhere(Rounding):
         self.facts = facts
 
     def run(self, job):
-        state = randomness._torch_state
+        state = randomness.torch_state
         with pytest.MonkeyPatch.context() as patch:
             if isinstance(job, Replay):  # the first weights are as recorded
-                patch.setattr(randomness, "_torch_state", lambda data: state(bytes(byte ^ 0x5A for byte in data)))
+                patch.setattr(randomness, "torch_state", lambda data: state(bytes(byte ^ 0x5A for byte in data)))
             for event in super().run(job):
                 if isinstance(event, Controlled):
                     platform = msgspec.structs.replace(event.platform, **self.facts)
