@@ -1,5 +1,6 @@
 """Loaders of one's own, the program's own randomness, frozen bases: recorded, replayed, and forged."""
 
+import multiprocessing
 import random
 import re
 from pathlib import Path
@@ -421,3 +422,11 @@ def test_a_model_that_a_parent_released_is_a_base(tmp_path):
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 5)
     sizes = [path.stat().st_size for path in (tmp_path / "child" / "checkpoints").iterdir()]
     assert max(sizes) < (tmp_path / "base.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["OwnWorkers", "Working"])
+def test_a_program_that_is_left_leaves_no_worker(name, proofs):
+    """At once: an iterator that the garbage collector finds in a circle waits for its workers for seconds."""
+    report = check(proofs(name), HONEST[name], policy=policy_for(proofs(name)))
+    assert report.verdict is Verdict.ACCEPT
+    assert not multiprocessing.active_children()

@@ -134,6 +134,7 @@ class Driver:
             if loader.kind != self._loader.kind:
                 raise UsageError("batches() was called with another dataset size, batch size or drop_last than before")
             loader.continue_from(self._loader)
+            self._loader.close()
         self._loader = loader
         return Batches(self, loader)
 
@@ -207,6 +208,11 @@ class Driver:
         if self.step != expected:
             raise ReplayError(f"train() returned after {self.step} steps; {expected} were declared")
         self._bases.check()
+
+    def close(self) -> None:
+        """The program has ended, or was left."""
+        if self._loader is not None:
+            self._loader.close()
 
     def _enter(self) -> None:
         parts, loader = self._need_parts(), self._loader

@@ -42,4 +42,6 @@ def advance(
             finished = True
         except Arrived:
             pass
+        finally:
+            driver.close()
     return driver.arrival(finished)

@@ -88,6 +88,12 @@ class Loader:
     def end(self) -> None:
         """The program has asked for a batch after the last one of an epoch."""
 
+    def close(self) -> None:
+        """The program has ended, or was left: let worker processes go.
+
+        At once: an iterator that waits for the garbage collector may find its queues gone, and then waits for seconds.
+        """
+
     def indices(self, epoch: int, batch: int) -> list[int]:
         """Dataset indices of a batch."""
         if epoch != self._epoch:

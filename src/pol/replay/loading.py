@@ -113,6 +113,7 @@ class SampledLoader(Loader):
         self.order = "derived" if _shuffles(given) else "recorded"
         self._chosen: list[list[int]] = []
         self._starts = [0]
+        self._batches: Iterator[Any] = iter(())
         self._at: tuple[int, int] | None = None
 
     @property
@@ -157,6 +158,10 @@ class SampledLoader(Loader):
                 collate_fn=_KeyedCollation(self._collated, self._streams), **_worker_options(self._given),
             ))  # fmt: skip
         randomness.load(caller)  # making an iterator draws
+
+    def close(self) -> None:
+        """See ``Loader``."""
+        self._batches, self._at = iter(()), None
 
     def _first(self, epoch: int, batch: int) -> int:
         return super()._first(epoch, batch) if self.order == "derived" else self._starts[batch]
@@ -256,6 +261,12 @@ class OwnLoader(Loader):
         """Exhaust the sampler, as a plain loop does: some draw once more at their end."""
         self._batches.end()
 
+    def close(self) -> None:
+        """See ``Loader``."""
+        if self._at is not None:
+            del self._batches
+            self._at = None
+
 
 class _InProcess:
     """One epoch of a loader without workers, drawn from generators as torch's own iterator draws."""
@@ -354,12 +365,17 @@ class StreamLoader(Loader):
         super().__init__((), streams, getattr(given, "batch_size", None) or 1, False, None, None)
         self._given, self._kept, self._count = given, kept, batches
         self.order = "stream"
+        self._batches: Iterator[Any] = iter(())
         self._at: tuple[int, int] | None = None
 
     @property
     def num_batches(self) -> int:
         """Batches of a whole epoch."""
         return self._count
+
+    def close(self) -> None:
+        """See ``Loader``."""
+        self._batches, self._at = iter(()), None
 
     def indices(self, epoch: int, batch: int) -> list[int]:
         """None are known."""
