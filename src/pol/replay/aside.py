@@ -12,14 +12,14 @@ from pol.replay.parts import Parts
 
 
 @contextlib.contextmanager
-def undisturbed(parts: Parts) -> Iterator[None]:
-    """A context after which generators, modes and buffers are as they were.
+def undisturbed(parts: Parts, *, generators: bool = True) -> Iterator[None]:
+    """A context after which modes and buffers, and unless said otherwise generators, are as they were.
 
     Inside, modules have copies of their buffers. The tensors themselves stay untouched, so that a backward pass
     that is under way outside, or that needs them later, does not see them changed.
     """
     saved = randomness.save()
-    generators = [(generator, generator.get_state()) for generator in parts.generators.values()]
+    attached = [(generator, generator.get_state()) for generator in parts.generators.values()]
     modules = [module for part in parts.modules.values() for module in part.modules()]
     modes = [(module, module.training) for module in modules]
     buffers = [(module, dict(module._buffers)) for module in modules]
@@ -36,6 +36,7 @@ def undisturbed(parts: Parts) -> Iterator[None]:
             module._buffers.update(own)
         for module, training in modes:
             module.training = training
-        for generator, state in generators:
-            generator.set_state(state)
-        randomness.load(saved)
+        if generators:
+            for generator, state in attached:
+                generator.set_state(state)
+            randomness.load(saved)
