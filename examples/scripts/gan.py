@@ -46,25 +46,25 @@ def main():
     images = torch.tensor(load_digits().data, dtype=torch.float32) / 16
     loader = DataLoader(TensorDataset(images), batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
     generator, discriminator = make_generator(), make_discriminator()
-    optimizer_g = torch.optim.Adam(generator.parameters(), lr=LR, betas=(0.5, 0.999))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LR, betas=(0.5, 0.999))
+    optim_g = torch.optim.Adam(generator.parameters(), lr=LR, betas=(0.5, 0.999))
+    optim_d = torch.optim.Adam(discriminator.parameters(), lr=LR, betas=(0.5, 0.999))
     criterion = nn.BCEWithLogitsLoss()
     fixed_noise = torch.randn(6, NOISE)
     for epoch in range(EPOCHS):
         begin = time.time()
         for batch, (real,) in enumerate(loader):
             labels = torch.full((len(real), 1), REAL)
-            optimizer_d.zero_grad()
+            optim_d.zero_grad()
             fake = generator(torch.randn(len(real), NOISE))
             loss_d = criterion(discriminator(real), labels)
             loss_d = loss_d + criterion(discriminator(fake.detach()), torch.full_like(labels, FAKE))
             loss_d.backward()
-            optimizer_d.step()
+            optim_d.step()
 
-            optimizer_g.zero_grad()
+            optim_g.zero_grad()
             loss_g = criterion(discriminator(fake), torch.ones_like(labels))
             loss_g.backward()
-            optimizer_g.step()
+            optim_g.step()
             if batch % 10 == 0:
                 each = (time.time() - begin) / (batch + 1)
                 losses = f"loss D {loss_d.item():.4f}, loss G {loss_g.item():.4f}"

@@ -48,29 +48,26 @@ def main(run):
     images = torch.tensor(load_digits().data, dtype=torch.float32) / 16
     loader = DataLoader(TensorDataset(images), batch_size=BATCH_SIZE, shuffle=True, drop_last=True)
     generator, discriminator = make_generator(), make_discriminator()
-    optimizer_g = torch.optim.Adam(generator.parameters(), lr=LR, betas=(0.5, 0.999))
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), lr=LR, betas=(0.5, 0.999))
+    optim_g = torch.optim.Adam(generator.parameters(), lr=LR, betas=(0.5, 0.999))
+    optim_d = torch.optim.Adam(discriminator.parameters(), lr=LR, betas=(0.5, 0.999))
     criterion = nn.BCEWithLogitsLoss()
     fixed_noise = torch.randn(6, NOISE)
-    run.attach(
-        model=generator, discriminator=discriminator, optimizer_g=optimizer_g, optimizer_d=optimizer_d,
-        randomness="observed",
-    )  # fmt: skip
+    run.attach(model=generator, discriminator=discriminator, optim_g=optim_g, optim_d=optim_d, randomness="observed")
     for epoch in run.epochs(EPOCHS):
         begin = time.time()
         for batch, (real,) in enumerate(run.loader(loader)):
             labels = torch.full((len(real), 1), REAL)
-            optimizer_d.zero_grad()
+            optim_d.zero_grad()
             fake = generator(torch.randn(len(real), NOISE))
             loss_d = criterion(discriminator(real), labels)
             loss_d = loss_d + criterion(discriminator(fake.detach()), torch.full_like(labels, FAKE))
             loss_d.backward()
-            optimizer_d.step()
+            optim_d.step()
 
-            optimizer_g.zero_grad()
+            optim_g.zero_grad()
             loss_g = criterion(discriminator(fake), torch.ones_like(labels))
             loss_g.backward()
-            optimizer_g.step()
+            optim_g.step()
             run.commit(loss=loss_g)
             if batch % 10 == 0:
                 each = (time.time() - begin) / (batch + 1)

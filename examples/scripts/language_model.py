@@ -1,6 +1,6 @@
 """A word language model: an LSTM reads a text from beginning to end and guesses each next word.
 
-The text is the descriptions of the data sets in scikit-learn; in version 1.9.1 its SHA-256 begins with efcc63d1a838d213.
+The text describes the data sets of scikit-learn; in version 1.9.1 its SHA-256 begins with efcc63d1a838d213.
 """
 
 import argparse
@@ -12,12 +12,15 @@ from collections import Counter
 from importlib import resources
 
 import torch
+from sklearn.datasets import descr
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+COLUMNS, LENGTH, WIDTH = 16, 20, 64
+
 
 def read_words():
-    files = [file for file in resources.files("sklearn.datasets.descr").iterdir() if file.name.endswith(".rst")]
+    files = [file for file in resources.files(descr).iterdir() if file.name.endswith(".rst")]
     text = "".join(file.read_text(encoding="utf-8") for file in sorted(files, key=lambda file: file.name))
     words = re.findall(r"[a-z]+|\d|[^\sa-z\d]", text.lower())
     print(f"{len(words)} words from a text with SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]}")
@@ -88,13 +91,13 @@ def evaluate(model, loader, columns):
 def main(args):
     torch.manual_seed(args.seed)
     corpus = Corpus()
-    train_loader = DataLoader(Windows(corpus.train, args.columns, args.length), batch_size=None)
-    valid_loader = DataLoader(Windows(corpus.valid, 4, args.length), batch_size=None)
-    model = LanguageModel(corpus.size, args.width)
+    train_loader = DataLoader(Windows(corpus.train, COLUMNS, LENGTH), batch_size=None)
+    valid_loader = DataLoader(Windows(corpus.valid, 4, LENGTH), batch_size=None)
+    model = LanguageModel(corpus.size, WIDTH)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     for epoch in range(args.epochs):
         total, begin = 0.0, time.time()
-        hidden = model.first_hidden(args.columns)
+        hidden = model.first_hidden(COLUMNS)
         for batch, (words, following) in enumerate(train_loader):
             optimizer.zero_grad()
             output, hidden = model(words, detach(hidden))
@@ -115,9 +118,6 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--columns", type=int, default=16)
-    parser.add_argument("--length", type=int, default=20)
-    parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.005)
     parser.add_argument("--clip", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=1)

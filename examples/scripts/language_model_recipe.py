@@ -1,6 +1,6 @@
 """A word language model: an LSTM reads a text from beginning to end and guesses each next word.
 
-The text is the descriptions of the data sets in scikit-learn; in version 1.9.1 its SHA-256 begins with efcc63d1a838d213.
+The text describes the data sets of scikit-learn; in version 1.9.1 its SHA-256 begins with efcc63d1a838d213.
 """
 
 import argparse
@@ -12,14 +12,17 @@ from collections import Counter
 from importlib import resources
 
 import torch
+from sklearn.datasets import descr
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import pol
 
+COLUMNS, LENGTH, WIDTH = 16, 20, 64
+
 
 def read_words():
-    files = [file for file in resources.files("sklearn.datasets.descr").iterdir() if file.name.endswith(".rst")]
+    files = [file for file in resources.files(descr).iterdir() if file.name.endswith(".rst")]
     text = "".join(file.read_text(encoding="utf-8") for file in sorted(files, key=lambda file: file.name))
     words = re.findall(r"[a-z]+|\d|[^\sa-z\d]", text.lower())
     print(f"{len(words)} words from a text with SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:16]}")
@@ -90,15 +93,15 @@ def evaluate(model, loader, columns):
 def main(run, args):
     torch.manual_seed(args.seed)
     corpus = Corpus()
-    train_loader = DataLoader(Windows(corpus.train, args.columns, args.length), batch_size=None)
-    valid_loader = DataLoader(Windows(corpus.valid, 4, args.length), batch_size=None)
-    model = LanguageModel(corpus.size, args.width)
+    train_loader = DataLoader(Windows(corpus.train, COLUMNS, LENGTH), batch_size=None)
+    valid_loader = DataLoader(Windows(corpus.valid, 4, LENGTH), batch_size=None)
+    model = LanguageModel(corpus.size, WIDTH)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     carried = {}
     run.attach(model=model, optimizer=optimizer, carried=carried, randomness="observed")
     for epoch in run.epochs(args.epochs):
         total, begin = 0.0, time.time()
-        carried["hidden"] = model.first_hidden(args.columns)
+        carried["hidden"] = model.first_hidden(COLUMNS)
         for batch, (words, following) in enumerate(run.loader(train_loader)):
             optimizer.zero_grad()
             output, hidden = model(words, carried["hidden"])
@@ -119,17 +122,8 @@ def main(run, args):
 
 
 class Words(pol.Recipe):
-    def __init__(
-        self,
-        epochs: int = 4,
-        columns: int = 16,
-        length: int = 20,
-        width: int = 64,
-        lr: float = 0.005,
-        clip: float = 0.25,
-        seed: int = 1,
-    ) -> None:
-        pass
+    def __init__(self, epochs: int = 4, lr: float = 0.005, clip: float = 0.25, seed: int = 1) -> None:
+        """What was the command line."""
 
     def train(self, run):
         main(run, argparse.Namespace(**self.configuration))

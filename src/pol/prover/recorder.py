@@ -167,7 +167,7 @@ class Recorder:
             raise ReplayError(
                 f"this program cannot be entered again: after step {control.steps}, {control.reentry} differs when "
                 "that step is taken from the saved state. Something that evolves is not attached, or draws randomness "
-                "of its own"
+                f"of its own{_hint(control.reentry)}"
             )
         return control
 
@@ -239,6 +239,15 @@ def failure(event: messages.Failed) -> PolError:
         "IntegrityError": IntegrityError, "StoreError": StoreError, "UsageError": UsageError,
     }  # fmt: skip
     return kinds.get(event.kind, ReplayError)(event.message)
+
+
+def _hint(key: str) -> str:
+    if not key.startswith("generator/"):
+        return ""
+    return (
+        ". A library may have drawn when it was first imported: import it at the top of the recipe's file, or seed "
+        "this generator in the program, too, after the imports"
+    )
 
 
 def _undeclared(modules: list[str]) -> str:
