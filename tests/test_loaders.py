@@ -1,5 +1,6 @@
 """Loaders of one's own, the program's own randomness, frozen bases: recorded, replayed, and forged."""
 
+import contextlib
 import random
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from pol.attacks.forger import Forger
 from pol.errors import IntegrityError, ReplayError, UsageError
+from pol.messages import Program
+from pol.profile import Profile
 from pol.proof.genesis import read_genesis
 from pol.proof.log import parse_log
 from pol.proof.policy import EXACT
@@ -19,6 +22,7 @@ from pol.proof.report import Verdict
 from pol.proof.sampling import order_needed
 from pol.replay import randomness
 from pol.replay import recipe as recipes_of
+from pol.replay.entry import Entry
 from pol.replay.generators import Kept
 from pol.replay.loader import Committed
 from pol.replay.parts import Attached
@@ -96,6 +100,9 @@ class Plain:
 
     def commit(self, *, loss, skipped=False):
         self.step += 1
+
+    def aside(self):
+        return contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if name not in ("OwnUnseeded", "OwnBatches")])
@@ -234,6 +241,28 @@ def test_generators_are_put_back_where_they_were():
             torch.randn(3, generator=own).tolist(),
         ]
         assert drawn == again
+    finally:
+        randomness.load(before)
+
+
+def test_what_an_import_draws_moves_nothing(tmp_path):
+    """Libraries draw when they are first imported, or do not: that must not depend on what was imported before."""
+    (tmp_path / "drawing.py").write_text(
+        "import random, numpy, torch, pol\nclass Drawing(pol.Recipe): pass\n"
+        "random.random(), numpy.random.rand(), torch.rand(())\n"
+    )
+    before = randomness.save()
+    try:
+        program = Program(
+            reference=f"{tmp_path / 'drawing.py'}:Drawing", configuration={}, seed="07" * 32, profile=Profile(threads=1)
+        )
+        for declared in (None, 3):
+            entry = Entry(msgspec.structs.replace(program, declared_seed=declared))
+            for _ in range(2):
+                entry.make()
+                found = randomness.save()
+                entry.streams.init() if declared is None else entry.streams.declared(declared)
+                assert randomness.unchanged(found)
     finally:
         randomness.load(before)
 
