@@ -36,10 +36,12 @@ def changed(name):
 
 
 def with_diffs(page):
-    """A page whose ``diff`` blocks are those of today."""
+    """A page whose ``diff`` blocks, and the counts in whose table, are those of today."""
     for name in SCRIPTS:
         head = f"```diff\n--- {script(name).relative_to(ROOT).as_posix()}\n"
         page = re.sub(re.escape(head) + r"(?s:.*?)\n```\n", lambda _, name=name: f"```diff\n{diff(name)}```\n", page)
+        counts = "{} removed, {} added".format(*changed(name))
+        page = re.sub(rf"(?m)^(\| `{name}\.py` .*\| ).* \|$", lambda row, counts=counts: f"{row[1]}{counts} |", page)
     return page
 
 
