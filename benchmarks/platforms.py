@@ -8,18 +8,16 @@ have these instructions, this library mode or that many cores. Control run, limi
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import torch
 
+from benchmarks import page
 from pol import policies
 from pol.attacks.registry import REGISTRY
 from pol.auditor import LocalAuditor
@@ -33,16 +31,12 @@ from pol.proof.policy import Policy
 from pol.proof.report import IntervalResult, Report
 from pol.prover import record
 from pol.verifier import verify
-from pol.version import __version__
 
 RECORDED = Profile(threads=1)
 """What every proof is recorded with: one thread, and whatever instructions the machine has."""
 
 Rule = Literal["exact", "tolerance"]
 RULES: tuple[Rule, ...] = ("exact", "tolerance")
-
-MARKS = ("<!-- platforms: begin -->", "<!-- platforms: end -->")
-"""What stands around the block of a page that ``--write`` replaces."""
 
 NONCE = bytes(32)
 """Every interval is replayed, so the challenge has nothing to choose."""
@@ -271,7 +265,7 @@ def _honest(results: list[Result]) -> str:
     sizes = sorted({one.every for one in results})
     known = {(one.platform, one.every, one.rule): one for one in results}
     head = ["the verifier's machine", "control", "first difference", *(f"exact, k = {k}" for k in sizes)]
-    lines = [_row([*head, *(f"tolerance, k = {k}: verdict, of limit, of move" for k in sizes)])]
+    lines = [page.row([*head, *(f"tolerance, k = {k}: verdict, of limit, of move" for k in sizes)])]
     lines.append("|" + "---|" * (len(head) + len(sizes)))
     for name in dict.fromkeys(one.platform for one in results):
         exact = [known[name, k, "exact"] for k in sizes]
@@ -280,7 +274,7 @@ def _honest(results: list[Result]) -> str:
         cells = [name, "differs" if differs else "same", _first(exact[0])]
         cells += [f"{one.verdict}{_share_equal(one)}" for one in exact]
         cells += [f"{one.verdict}{_step(one)}, {_share(one.of_limit)}, {_share(one.of_move)}" for one in near]
-        lines.append(_row(cells))
+        lines.append(page.row(cells))
     return "\n".join(lines)
 
 
@@ -289,22 +283,21 @@ def _forged(results: list[Result]) -> str:
     machines = [name for name in FORGERY_PLATFORMS if any(one.platform == name for one in results)]
     known = {(one.forgery, one.platform, one.rule, one.every): one for one in results}
     columns = [(rule, machine) for rule in RULES for machine in machines]
-    lines = [_row(["forgery", *(f"{rule}, {machine}" for rule, machine in columns)]), "|" + "---|" * (1 + len(columns))]
+    lines = [
+        page.row(["forgery", *(f"{rule}, {machine}" for rule, machine in columns)]),
+        "|" + "---|" * (1 + len(columns)),
+    ]
     for name in dict.fromkeys(one.forgery for one in results):
         cells = []
         for rule, machine in columns:
             found = [known.get((name, machine, rule, k)) for k in sizes]
             cells.append(" / ".join(dict.fromkeys(map(_verdict, found))))  # once, if it is the same for every k
-        lines.append(_row([str(name), *cells]))
+        lines.append(page.row([str(name), *cells]))
     return "\n".join(lines)
 
 
 def _verdict(one: Result | None) -> str:
     return "–" if one is None else f"{one.verdict}{_step(one)}{_moved(one)}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _first(one: Result) -> str:
@@ -329,43 +322,12 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1e}"
 
 
-def about(options: argparse.Namespace) -> str:
-    """With what it was measured."""
-    when = datetime.now(UTC).date().isoformat()
-    return (
-        f"`{command(options)}` on {when}: {_processor()}, Python {platform.python_version()}, torch "
-        f"{torch.__version__}, pol {__version__}."
-    )
-
-
 def command(options: argparse.Namespace) -> str:
     """The command line that leads to the same table."""
     words = ["python -m benchmarks.platforms"]
     words += [f"--recipe {options.recipe}"] if options.recipe else []
     words += [f"--{name}" for name in ("quick", "full") if getattr(options, name)]
     return " ".join(words)
-
-
-def _processor() -> str:
-    """Name and vector capability of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def write(page: Path, text: str) -> None:
-    """Replace the marked block of a page.
-
-    Raises:
-        SystemExit: there is none.
-    """
-    begin, end = MARKS
-    before, opened, rest = page.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (opened and closed):
-        raise SystemExit(f"{page}: there is no block between {begin} and {end}")
-    page.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:
@@ -386,10 +348,10 @@ def main() -> None:
                 results += measure(recordings(training, Path(folder), sizes, forgeries, options.quick), machines)
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
-    text = markdown(results, about(options))
+    text = markdown(results, page.about(command(options)))
     print(text)
     if options.write:
-        write(options.write, text)
+        page.write(options.write, "platforms", text)
 
 
 if __name__ == "__main__":

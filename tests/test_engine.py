@@ -250,7 +250,8 @@ def test_an_aside_keeps_tensors_and_ties():
     model["b"].running_mean = model["a"].running_mean
     model["a"].register_buffer("none", None)
     model["b"].eval()
-    parts = SimpleNamespace(modules={"model": model}, generators={"g": torch.Generator().manual_seed(3)})
+    generators = {"g": torch.Generator().manual_seed(3)}
+    parts = SimpleNamespace(modules={"model": model}, generators=generators, extras=[])
     before = dict(model.named_buffers(remove_duplicate=False))
     values = {name: buffer.clone() for name, buffer in before.items()}
     versions = {name: buffer._version for name, buffer in before.items()}

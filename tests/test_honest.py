@@ -17,10 +17,23 @@ from pol.proof.report import Verdict
 from pol.replay.inprocess import InProcess
 from zoo.tools import ZOO, check, recipes, train
 
-ABSTRACT = {"Base", "Typed", "Scheduled", "Masked", "Counters", "Scaler"}
+ABSTRACT = {
+    "Base",
+    "Typed",
+    "Scheduled",
+    "Masked",
+    "Counters",
+    "Scaler",
+    "Attention",
+    "Experts",
+    "Scaled",
+    "Average",
+    "Meters",
+    "Recurrent",
+}
 HONEST = {
     name: reference
-    for file in ("zoo_states.py", "zoo_schedules.py", "zoo_loops.py")
+    for file in ("zoo_states.py", "zoo_schedules.py", "zoo_loops.py", "zoo_precision.py", "zoo_evolving.py")
     for name, reference in recipes(file).items()
     if name not in ABSTRACT
 }
@@ -211,6 +224,9 @@ MISTAKES = {
     "ShortEpochs": (UsageError, "epoch 1 begins after 5 steps, not after 6: every epoch must take all"),
     "TwoLoops": (UsageError, "epoch 0 begins after 6 steps, not after 0"),
     "OddBatchLost": (UsageError, r"the last 1 batches were not followed by a commit\(\)"),
+    "Accumulates": (ReplayError, r"step 3 uses gradients that an earlier step has left.*commit\(\) once per optimizer"),
+    "AccumulatesInPlace": (ReplayError, r"step 7 uses gradients that an earlier step has left"),
+    "Capturable": (ReplayError, "the training program raised AssertionError: .*capturable=True"),
     "Uneven": (UsageError, r"step 1 closed 2 batches, earlier steps 1"),
     "NeverCommits": (ReplayError, r"without a commit\(\)"),
     "CommitsTwice": (UsageError, r"commit\(\) without a batch since the last commit\(\)"),
@@ -225,11 +241,14 @@ MISTAKES = {
     "NoData": (UsageError, r"batches\(size=4\) of 0 samples"),
     "EmptyBatches": (UsageError, r"batches\(size=0\)"),
     "Unattached": (UsageError, "optimizer 'optimizer' trains a tensor of no attached module"),
-    "Stateless": (UsageError, r"attach\(rng=...\): a Generator has no state_dict"),
-    "ExtraState": (UsageError, r"attach\(model=...\): _extra_state is extra state"),
+    "Stateless": (UsageError, r"attach\(seeds=...\): a SeedSequence has no state_dict"),
+    "SystemGenerator": (UsageError, r"attach\(rng=...\): a SystemRandom is not Python's own generator"),
+    "OtherGenerator": (UsageError, r"attach\(rng=...\): a numpy generator with PCG64: .*MT19937"),
+    "ExtraState": (ReplayError, r"object/model\._extra_state\.secret is a set"),
+    "ToldButNotTaken": (UsageError, r"attach\(model=...\): Extra has get_extra_state and no set_extra_state"),
     "OddState": (ReplayError, r"object/thing\.when is a set"),
     "Untied": (ReplayError, r"model\.second and model\.first were one tensor .*, and are two now"),
-    "StateOfItsOwn": (ReplayError, "optimizer 'optimizer' keeps state under 'total'"),
+    "StateOfItsOwn": (ReplayError, "optimizer 'optimizer' keeps state under '0'"),
     "NoModule": (UsageError, r"no torch\.nn\.Module"),
     "Complex": (ReplayError, r"model\.weight has dtype torch\.complex64, which format v1 does not have"),
     "Changing": (ReplayError, r"declares something else each time it is entered: declaration\.entries.*shape"),

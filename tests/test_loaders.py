@@ -23,7 +23,7 @@ from pol.proof.sampling import order_needed
 from pol.replay import randomness
 from pol.replay import recipe as recipes_of
 from pol.replay.entry import Entry
-from pol.replay.generators import Kept
+from pol.replay.kept import Kept
 from pol.replay.loader import Committed
 from pol.replay.parts import Attached
 from pol.verifier.bases import root_of
@@ -223,24 +223,35 @@ def test_generators_are_put_back_where_they_were():
     before = randomness.save()
     try:
         own = torch.Generator().manual_seed(4)
-        kept = Kept({"own": own})
-        random.gauss(0, 1), np.random.normal(), torch.randn(3)  # a second normal is waiting in two of them
-        torch.randn(3, generator=own)
+        others = [getattr(np.random, name)(5) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")]
+        mine = [random.Random(1), np.random.RandomState(2), *map(np.random.Generator, others)]
+        kept = Kept({"own": own, **{str(number): one for number, one in enumerate(mine)}})
+
+        def draw():
+            globally = random.gauss(0, 1), np.random.normal(), torch.randn(3).tolist()
+            return globally, torch.randn(3, generator=own).tolist(), [one.random() for one in mine]
+
+        draw()  # a second normal is waiting in some of them
+        mine[0].gauss(0, 1), mine[1].normal(), [one.integers(9, dtype="uint32") for one in mine[2:]]
         states = kept.now()
-        drawn = [
-            random.gauss(0, 1),
-            np.random.normal(),
-            torch.randn(3).tolist(),
-            torch.randn(3, generator=own).tolist(),
-        ]
+        drawn = draw()
         kept.load(states)
-        again = [
-            random.gauss(0, 1),
-            np.random.normal(),
-            torch.randn(3).tolist(),
-            torch.randn(3, generator=own).tolist(),
-        ]
-        assert drawn == again
+        assert draw() == drawn
+    finally:
+        randomness.load(before)
+
+
+def test_a_position_beyond_the_words_is_refused():
+    """numpy takes any, and then reads memory that is not its own."""
+    before = randomness.save()
+    try:
+        for name, field, beyond in (("Philox", "buffer_pos", 5), ("MT19937", "pos", 625)):
+            kept = Kept({"own": np.random.Generator(getattr(np.random, name)(5))})
+            states = kept.now()
+            text = re.sub(f'"{field}":\\d+', f'"{field}":{beyond}', bytes(states["own"].tolist()).decode())
+            states["own"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+            with pytest.raises(IntegrityError, match="position"):
+                kept.load(states)
     finally:
         randomness.load(before)
 

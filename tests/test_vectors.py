@@ -17,6 +17,7 @@ from pol.verifier import verify
 VECTORS = Path(__file__).parent / "vectors"
 GOOD = VECTORS / "good-toy"
 RECIPE = f"{VECTORS / 'toy.py'}:Toy"
+RECIPES = {"good-own": f"{VECTORS / 'own.py'}:Own", "good-stream": f"{VECTORS / 'own.py'}:Stream"}
 EXPECTED = json.loads((VECTORS / "expected.json").read_text())
 BAD = EXPECTED["bad"]
 CHEAP = [name for name, bad in BAD.items() if bad["step"] <= 4]
@@ -50,7 +51,15 @@ OPTIONS = {
     },
     "good-given": {"start": VECTORS / "given.safetensors"},
     "good-child": {"parents": [(GOOD, None)]},
-}
+    "good-own": {
+        "policy": Policy(
+            assurance="observed", order="permutation",
+            bases=tuple(base["root"]["digest"] for base in EXPECTED["good-own"]["bases"]),
+        )
+    },
+    "good-stream": {"policy": Policy(assurance="observed", order="any")},
+}  # fmt: skip
+OTHERS = sorted(set(OPTIONS) - {"good-toy"})
 """What the verifier of each good proof gives."""
 
 
@@ -122,18 +131,18 @@ def test_good_is_never_rejected():
             assert report.genesis == EXPECTED["good-toy"]["genesis"]
 
 
-@pytest.mark.parametrize("name", ["good-declared", "good-given", "good-child"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_another_origin_is_never_rejected(name):
-    with LocalAuditor(RECIPE) as auditor:
+    with LocalAuditor(RECIPES.get(name, RECIPE)) as auditor:
         report = verify(VECTORS / name, auditor=auditor, **OPTIONS[name])
     if report.verdict is not Verdict.ACCEPT:
         assert report.verdict is Verdict.INCONCLUSIVE
         assert "This machine does not give the recorded profile" in report.reason()
 
 
-@pytest.mark.parametrize("name", ["good-declared", "good-given", "good-child"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_another_origin_is_not_what_the_default_policy_takes(name):
-    assert verify(VECTORS / name, auditor=Torchless(RECIPE)).verdict is not Verdict.ACCEPT
+    assert verify(VECTORS / name, auditor=Torchless(RECIPES.get(name, RECIPE))).verdict is not Verdict.ACCEPT
 
 
 def test_another_nonce_for_the_genesis_is_rejected():

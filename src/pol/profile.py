@@ -55,6 +55,11 @@ def environment(profile: Profile) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONUTF8": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        # For torch.compile: where a C++ compiler is and finds its own parts, no pool of processes that compile, and no
+        # choice between kernels by how fast they were.
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "TORCHINDUCTOR_DETERMINISTIC": "1",
     }
     if profile.aten != "native":
         variables["ATEN_CPU_CAPABILITY"] = profile.aten

@@ -1,7 +1,8 @@
-"""Makes the golden proofs of format v1: four good ones, the ``bad-*`` forgeries of ``good-toy``, ``expected.json``.
+"""Makes the golden proofs of format v1: six good ones, the ``bad-*`` forgeries of ``good-toy``, ``expected.json``.
 
 ``good-toy`` follows from its seed; ``good-declared`` has a declared seed, an order of its own and rule tolerance;
-``good-given`` starts from weights in ``given.safetensors``, ``good-child`` from those of ``good-toy``.
+``good-given`` starts from weights in ``given.safetensors``, ``good-child`` from those of ``good-toy``; ``good-own``
+keeps its own randomness, over a frozen base; ``good-stream`` has a stream for data.
 
 Run ``python tests/vectors/generate.py`` from the repository root. Key, secret, beacon and dates are fixed, so on
 one platform every root and the genesis digest come out the same each time. The files do not: an ECDSA signature is
@@ -44,6 +45,7 @@ from pol.store import checkpoint_path
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "toy.py"
+RECIPES = {"good-own": f"{HERE / 'own.py'}:Own", "good-stream": f"{HERE / 'own.py'}:Stream"}
 BEACON = hashlib.sha256(b"pol test vectors: a verifier's nonce for the genesis").digest()
 NONCE = hashlib.sha256(b"pol test vectors: a verifier's nonce for the challenge").digest()
 SECRET = hashlib.sha256(b"pol test vectors: the secret r").digest()
@@ -68,6 +70,8 @@ OPTIONS = {
                       "rule": "tolerance", "keep": 1},
     "good-child": {"parent": HERE / "good-toy"},
     "good-given": {"start": HERE / "given.safetensors", "start_kind": "given"},
+    "good-own": {"keep": 3},
+    "good-stream": {},
 }  # fmt: skip
 """What each good proof is recorded with, beside key, beacon and profile."""
 
@@ -80,7 +84,9 @@ def record_good(out):
         mock.patch("secrets.token_bytes", side_effect=values),
         mock.patch.object(unfinished, "_now", return_value=DATE),
     ):
-        prover.record(f"{RECIPE}:Toy", out, key=KEY, every=EVERY, beacon=BEACON, profile=PROFILE, **options)
+        prover.record(
+            RECIPES.get(out.name, f"{RECIPE}:Toy"), out, key=KEY, every=EVERY, beacon=BEACON, profile=PROFILE, **options
+        )
 
 
 class Forgery:
@@ -300,6 +306,11 @@ def facts(good):
     orders = [epoch_order(seed, epoch, 30).tolist() for epoch in range(2)]
     if first.randomness.order == "observed":
         orders = np.frombuffer((good / "order.bin").read_bytes(), dtype="<u4").reshape(2, 30).tolist()
+    if first.randomness.order == "stream":
+        orders = [[], []]
+    if first.randomness.order == "recorded":
+        chosen = [batch for interval in log.intervals for batch in interval.indices]
+        orders = [[index for batch in chosen[at : at + 4] for index in batch] for at in (0, 4)]
     windows = [
         Window(first=2 * i, last=2 * i + 1, sizes={"weights": float(i * 7 % 11), "optimizer": float(i % 3)})
         for i in range(30)
@@ -327,11 +338,12 @@ def facts(good):
         "seed": seed.hex(),
         "orders": orders,
         "leaves": [(good / "dataset.bin").read_bytes()[32 * i : 32 * i + 32].hex() for i in (0, 29)],
+        "bases": [msgspec.to_builtins(base) for base in first.spec.declaration.frozen],
         "streams": {
             "init": stream.draw(16, "init").hex(),
             "step 5": stream.draw(16, "step", 5).hex(),
             "sample 1 9 21": stream.draw(16, "sample", 1, 9, 21).hex(),
-            "transform 0 0": stream.draw(16, "transform", 0, 0, orders[0][0]).hex(),
+            "transform 0 0": stream.draw(16, "transform", 0, 0, *orders[0][:1]).hex(),
             "collate 1 3": stream.draw(16, "collate", 1, 3).hex(),
         },
         "challenge": {

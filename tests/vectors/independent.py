@@ -124,14 +124,26 @@ class Streams:
         return blake3(frame(name, *(u64(number) for number in numbers)), key=self.key).digest(length=length)
 
 
-def batch_digest(samples, orders, streams, key, steps, size):
-    """Digest of the batches of the steps given, for the toy recipe."""
+def base_root(tensors):
+    """Root of a frozen base, from (name, dtype, shape, bytes)."""
+    leaves = [
+        leaf(frame("pol/v1/base-entry", name, dtype, u64(*shape), blake3(data).digest()))
+        for name, dtype, shape, data in sorted(tensors)
+    ]
+    return root(leaves)
+
+
+def batch_digest(samples, orders, streams, key, steps, size, moved=True):
+    """Digest of the batches of the steps given; ``moved``: with the augmentation of the toy recipe."""
     hasher = blake3(key=key)
     per_epoch = -(-len(samples) // size)
     for step in steps:
         epoch, batch = divmod(step, per_epoch)
         items = []
         for position, index in list(enumerate(orders[epoch]))[batch * size : (batch + 1) * size]:
+            if not moved:
+                items.append({"x": samples[index]["x"], "y": samples[index]["y"]})
+                continue
             words = np.frombuffer(streams.draw(16, "transform", epoch, position, index), dtype="<u8")
             items.append(toy_data.shifted(samples[index], np.random.Generator(np.random.Philox(key=words))))
         hasher.update(frame("pol/v1/batch", u64(step)))
@@ -212,16 +224,32 @@ def facts(proof, nonce, windows, resumed, policy):
     if genesis["randomness"]["order"] == "observed":
         indices = np.frombuffer((proof / "order.bin").read_bytes(), dtype="<u4")
         orders = indices.reshape(declaration["epochs"], count).tolist()
+    own = genesis["recipe"]["name"]
     lines = (proof / "log.jsonl").read_bytes()[:-1].split(b"\n")
     records = [json.loads(line) for line in lines]
     samples, streams = toy_data.samples(), Streams(seed)
-    leaves = [sample_leaf(item, index, expand(r, b"salt")) for index, item in enumerate(samples)]
+    read = orders
+    if genesis["randomness"]["order"] == "recorded":
+        chosen = [batch for record in records[1:] for batch in record["indices"]]
+        per_epoch = declaration["batches"]
+        read = orders = [[i for batch in chosen[at : at + per_epoch] for i in batch] for at in (0, per_epoch)]
+    if genesis["randomness"]["order"] == "stream":
+        count, orders, read = 0, [[], []], [list(range(30))] * 2
+    leaves = [sample_leaf(item, index, expand(r, b"salt")) for index, item in enumerate(samples[:count])]
     assert b"".join(leaves) == (proof / "dataset.bin").read_bytes()
     states = {path.name: state_root(path.read_bytes()) for path in sorted((proof / "checkpoints").iterdir())}
     batches = [
-        batch_digest(samples, orders, streams, expand(r, b"batch"), range(record["start"], record["stop"]), size)
+        batch_digest(
+            samples, read, streams, expand(r, b"batch"), range(record["start"], record["stop"]), size, own == "Toy"
+        )
         for record in records[1:]
     ]
+    bases = []
+    if own == "Own":  # the base whose values stand in the recipe
+        weight = (np.arange(12, dtype="<f4").reshape(3, 4) / np.float32(8)).tobytes()
+        bias = np.full(3, 0.5, dtype="<f4").tobytes()
+        bases = [{"name": "base", "root": base_root([("weight", "F32", (3, 4), weight), ("bias", "F32", (3,), bias)])}]
+    assert bases == declaration.get("frozen", [])
     assert batches == [record["batches"] for record in records[1:]]
     return {
         "genesis": sha(first),
@@ -240,12 +268,13 @@ def facts(proof, nonce, windows, resumed, policy):
         "secret": r.hex(),
         "seed": seed.hex(),
         "orders": orders,
-        "leaves": [leaves[i].hex() for i in (0, 29)],
+        "leaves": [leaves[i].hex() if leaves else "" for i in (0, 29)],
+        "bases": bases,
         "streams": {
             "init": streams.draw(16, "init").hex(),
             "step 5": streams.draw(16, "step", 5).hex(),
             "sample 1 9 21": streams.draw(16, "sample", 1, 9, 21).hex(),
-            "transform 0 0": streams.draw(16, "transform", 0, 0, orders[0][0]).hex(),
+            "transform 0 0": streams.draw(16, "transform", 0, 0, *orders[0][:1]).hex(),
             "collate 1 3": streams.draw(16, "collate", 1, 3).hex(),
         },
         "challenge": {

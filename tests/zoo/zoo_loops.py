@@ -298,3 +298,14 @@ class WarmsUp(Base):
                 run.commit(loss=self.step(parts, batch))
                 if run.step == 3:
                     parts.optimizer.state.clear()
+
+
+class ZeroedInPlace(Base):
+    """Gradients are zeroed in place, so the same tensors are there at every boundary, with what they held."""
+
+    def step(self, parts, batch):
+        parts.optimizer.zero_grad(set_to_none=False)
+        loss = self.loss(parts, batch)
+        loss.backward()
+        parts.optimizer.step()
+        return loss

@@ -326,19 +326,47 @@ class Stateless(Base):
     """Attaches something that cannot say what its state is."""
 
     def build(self):
-        return {**super().build(), "rng": np.random.default_rng(0)}
+        return {**super().build(), "seeds": np.random.SeedSequence(0)}
+
+
+class SystemGenerator(Base):
+    """Attaches a generator whose state nobody can set."""
+
+    def build(self):
+        return {**super().build(), "rng": random.SystemRandom()}
+
+
+class OtherGenerator(Base):
+    """Attaches a generator of numpy's old kind, with an algorithm that it does not usually have."""
+
+    def build(self):
+        return {**super().build(), "rng": np.random.RandomState(np.random.PCG64(0))}
 
 
 class ExtraState(Base):
+    """Extra state that is neither plain nor a tensor."""
+
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"secret": {1}}
+
+        def set_extra_state(self, state):
+            pass
+
     def build(self):
-        class Extra(nn.Linear):
-            def get_extra_state(self):
-                return {"secret": 1}
+        model = self.Extra(4, 3)
+        return {"model": model, "optimizer": sgd(model)}
 
-            def set_extra_state(self, state):
-                pass
 
-        model = Extra(4, 3)
+class ToldButNotTaken(Base):
+    """A layer that tells its extra state and cannot take it back."""
+
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return 1
+
+    def build(self):
+        model = nn.Sequential(self.Extra(4, 3))
         return {"model": model, "optimizer": sgd(model)}
 
 
@@ -372,11 +400,11 @@ class Untied(Base):
 
 
 class StateOfItsOwn(Base):
-    """An optimizer that keeps a number beside the state of its parameters."""
+    """An optimizer that keeps a number beside the state of its parameters, and not under a name."""
 
     class Counting(torch.optim.SGD):
         def step(self, closure=None):
-            self.state["total"] = {"steps": 1}
+            self.state[0] = {"steps": 1}
             return super().step(closure)
 
     def build(self):
@@ -480,3 +508,38 @@ class FromSource(Base):
         with torch.no_grad():
             model[0].bias.fill_(float(Path(self.path).read_text()))
         return {"model": model, "optimizer": sgd(model)}
+
+
+class Accumulates(Looping):
+    """Commits each batch and updates every second time, so that a gradient crosses the boundary."""
+
+    every = 2
+
+    def step(self, parts, batch):
+        loss = self.loss(parts, batch)
+        loss.backward()
+        return loss
+
+    def after(self, run, parts):
+        if run.step % self.every == self.every - 1:
+            parts.optimizer.step()
+            parts.optimizer.zero_grad()
+
+
+class AccumulatesInPlace(Accumulates):
+    """The same, with gradients that are zeroed and never replaced."""
+
+    every = 4
+
+    def after(self, run, parts):
+        if run.step % self.every == self.every - 1:
+            parts.optimizer.step()
+            parts.optimizer.zero_grad(set_to_none=False)
+
+
+class Capturable(Base):
+    """A flag of torch's that asks for another device."""
+
+    def build(self):
+        model = network()
+        return {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=0.01, capturable=True)}

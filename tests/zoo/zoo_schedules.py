@@ -112,6 +112,17 @@ class Plateau(Base):
             parts.plateau.step(self.evaluate(run, parts))
 
 
+class Patient(Plateau):
+    """Waits for a second bad epoch: how many were bad is part of the state."""
+
+    num_epochs = 5
+
+    def build(self):
+        parts = super().build()
+        plateau = schedules.ReduceLROnPlateau(parts["optimizer"], factor=0.5, patience=1, threshold=10.0)
+        return {**parts, "plateau": plateau}
+
+
 class PlateauAndDecay(Plateau):
     """A plateau and a counted schedule on one optimizer: the rate is the product of both."""
 

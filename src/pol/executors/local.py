@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol
@@ -36,6 +37,7 @@ class LocalProcess:
         self.profile = profile
         self._isolated = isolated
         self._process: subprocess.Popen[bytes] | None = None
+        self._compiled: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> LocalProcess:
         return self
@@ -55,6 +57,8 @@ class LocalProcess:
             os.killpg(self._process.pid, signal.SIGKILL)  # checkpoints are written whole or not at all
         self._process.wait()
         self._process = None
+        if self._compiled is not None:
+            self._compiled.cleanup()
 
     def _start(self) -> None:
         job_source, job_sink = os.pipe()
@@ -62,9 +66,11 @@ class LocalProcess:
         # -P: the working directory must not shadow modules. The environment is ours and nothing else.
         command = [sys.executable, "-P", "-m", "pol.replay.worker", str(job_source), str(event_sink)]
         command += ["--no-network"] if self._isolated else []
+        # What torch.compile makes is shared by the jobs of this process alone: not read from what another one left.
+        self._compiled = tempfile.TemporaryDirectory(prefix="pol-compiled-", ignore_cleanup_errors=True)
         self._process = subprocess.Popen(
             command,
-            env=environment(self.profile),
+            env={**environment(self.profile), "TORCHINDUCTOR_CACHE_DIR": self._compiled.name},
             pass_fds=(job_source, event_sink),
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,  # ours may carry JSON

@@ -1,4 +1,4 @@
-"""Evaluation beside the training: whatever it does to generators, modes and buffers is undone."""
+"""Evaluation beside the training: whatever it does to generators, modes, buffers and gradients is undone."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from pol.replay import randomness
+from pol.replay import extra, generators, randomness
 from pol.replay.parts import Parts
 
 
 @contextlib.contextmanager
-def undisturbed(parts: Parts, *, generators: bool = True) -> Iterator[None]:
-    """A context after which modes and buffers, and unless said otherwise generators, are as they were.
+def undisturbed(parts: Parts, *, draws: bool = False) -> Iterator[None]:
+    """A context after which generators, modes, buffers, extra state and gradients are as they were.
 
-    Inside, modules have copies of their buffers. The tensors themselves stay untouched, so that a backward pass
-    that is under way outside, or that needs them later, does not see them changed.
+    With ``draws``, generators stay as what was done inside has left them.
+
+    Inside, modules have copies of their buffers, and parameters no gradients. The tensors themselves stay
+    untouched, so that a backward pass that is under way outside, or that needs them later, does not see them changed.
     """
     saved = randomness.save()
-    attached = [(generator, generator.get_state()) for generator in parts.generators.values()]
+    attached = [(generator, generators.save(generator)) for generator in parts.generators.values()]
     modules = [module for part in parts.modules.values() for module in part.modules()]
     modes = [(module, module.training) for module in modules]
     buffers = [(module, dict(module._buffers)) for module in modules]
+    extras = extra.copies(parts.extras)
+    gradients = [(p, p.grad) for part in parts.modules.values() for p in part.parameters()]
+    for parameter, _ in gradients:
+        parameter.grad = None
     copies: dict[int, Tensor] = {}  # by identity: a tensor that two modules share stays shared
     for module, own in buffers:
         for name, buffer in own.items():
@@ -36,7 +42,11 @@ def undisturbed(parts: Parts, *, generators: bool = True) -> Iterator[None]:
             module._buffers.update(own)
         for module, training in modes:
             module.training = training
-        if generators:
+        for module, state in extras:
+            module.set_extra_state(state)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        if not draws:
             for generator, state in attached:
-                generator.set_state(state)
+                generators.load(generator, state)
             randomness.load(saved)

@@ -15,7 +15,8 @@ from pol.replay.aside import undisturbed
 from pol.replay.data import Collate, Transform
 from pol.replay.frame import Arrival, Frame, Position
 from pol.replay.frozen import Bases
-from pol.replay.generators import Kept
+from pol.replay.kept import Kept
+from pol.replay.leftovers import Leftovers
 from pol.replay.loader import Loader
 from pol.replay.loading import loader_of
 from pol.replay.observer import Observer
@@ -75,6 +76,7 @@ class Driver:
         self._parts = Parts(parts, tuple(dynamic), self._bases)
         if randomness == "observed":
             self._kept = Kept(self._parts.generators)
+        self._leftovers = Leftovers(self._parts.optimizers.values())
         for optimizer in self._parts.optimizers.values():
             optimizer.register_step_pre_hook(self._note_rates)
         if self._start.state is not None:
@@ -150,7 +152,7 @@ class Driver:
         So are generators, unless the program keeps them itself: then evaluation moves them as it does without a Run.
         """
         self._asides += 1
-        with undisturbed(self._need_parts(), generators=self._kept is None):
+        with undisturbed(self._need_parts(), draws=self._kept is not None):
             yield
 
     # -- boundaries ---------------------------------------------------------------------------------------------
@@ -247,6 +249,7 @@ class Driver:
                 "every commit must close the same number, save the last of an epoch"
             )
         (loss, rates), self._pending, self._open = self._pending, None, 0
+        self._leftovers.step_ends()
         self.step += 1
         if self._observer:
             parts = self._need_parts()
@@ -286,7 +289,8 @@ class Driver:
             return None
         return declaration.steps_per_epoch(self._batches_per_step)
 
-    def _note_rates(self, *_: Any) -> None:
+    def _note_rates(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._leftovers.updates(optimizer, self.step, closure=bool(args[1:] or kwargs))  # args[0]: itself
         self._rates = self._need_parts().rates()
 
     def _need_parts(self) -> Parts:

@@ -8,8 +8,8 @@ from pathlib import Path
 from pol import canonical
 from pol.declaration import External
 from pol.messages import Program
+from pol.replay import compiling, sources
 from pol.replay import recipe as recipes
-from pol.replay import sources
 from pol.replay.openings import FileWatch
 from pol.replay.randomness import Streams
 from pol.replay.recipe import Recipe
@@ -35,6 +35,7 @@ class Entry:
 
     def make(self) -> Recipe:
         """The recipe, newly made."""
+        compiling.forget()
         if self._recipe is None:
             self._begin()
             self._watch.start()

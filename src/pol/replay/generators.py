@@ -1,109 +1,112 @@
-"""Generators that a program keeps itself, as state: the full states of the global and of the attached ones.
+"""Generators that a program attaches: torch's, numpy's and Python's, with their whole states made from bytes.
 
-Beside the state now, each has the one at which its epoch began: with that, a loader draws its order again when a
-program is entered in the middle of an epoch.
+Full states are set, never seeds: with 2^32 seeds a prover could search for randomness that it likes.
 """
 
 from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import numpy as np
 import torch
 
-from pol.errors import IntegrityError, UsageError
-from pol.replay.state import State
+from pol.errors import UsageError
 
-_PYTHON = struct.Struct("<625I?d")
-"""624 words and the position; whether a second normal is waiting, and that one."""
-_NUMPY = struct.Struct("<625Iid")
-"""624 words and the position; the same."""
-_WORDS = 624
-_KIND = "generator"
+MT_WORDS = 624
+_TORCH_HEADER = 24  # seed u64, left i32, seeded i32, next u64 in torch's CPUGeneratorImplStateLegacy
+_template = torch.Generator().manual_seed(0).get_state().numpy().copy()
+assert _template.size == 5056 and _template[_TORCH_HEADER : _TORCH_HEADER + 8].sum() == 0  # word 0 is the seed
 
-States = dict[str, torch.Tensor]
-
-
-class Kept:
-    """The generators of a program that seeds them itself."""
-
-    def __init__(self, attached: dict[str, torch.Generator]) -> None:
-        self.attached = attached
-        self._epoch = self.now()
-
-    def now(self) -> States:
-        """The states of all, as U8 tensors."""
-        found = {"global.python": _python(), "global.numpy": _numpy(), "global.torch": torch.get_rng_state()}
-        return found | {name: generator.get_state() for name, generator in self.attached.items()}
-
-    def load(self, states: States) -> None:
-        """Put all where ``now`` found them.
-
-        Raises:
-            IntegrityError: one of them is no such state.
-        """
-        try:
-            words, gauss, waiting = _unpack(_PYTHON, states["global.python"])
-            random.setstate((3, words, waiting if gauss else None))
-            words, gauss, waiting = _unpack(_NUMPY, states["global.numpy"])
-            if words[-1] > _WORDS or gauss not in (0, 1):  # numpy takes any position, and then reads beyond its words
-                raise ValueError(f"position {words[-1]} of {_WORDS} words")
-            np.random.set_state(("MT19937", words[:-1], words[-1], gauss, waiting))  # type: ignore[arg-type]
-            torch.set_rng_state(states["global.torch"])
-            for name, generator in self.attached.items():
-                generator.set_state(states[name])
-        except (KeyError, RuntimeError, TypeError, ValueError, struct.error) as error:
-            raise IntegrityError(f"the state of the generators is not one: {error}") from None
-
-    def begin_epoch(self) -> None:
-        """An epoch begins: remember where."""
-        self._epoch = self.now()
-
-    def rewind(self) -> None:
-        """Go back to where the epoch began."""
-        self.load(self._epoch)
-
-    def capture(self, state: State) -> None:
-        """Add the entries to a state."""
-        for prefix, states in (("", self.now()), ("epoch.", self._epoch)):
-            state.tensors.update({f"{_KIND}/{prefix}{name}": tensor for name, tensor in states.items()})
-
-    def restore(self, state: State) -> State:
-        """Set all from the entries of a state; returns the state without them.
-
-        Raises:
-            IntegrityError: entries are missing, unknown or malformed.
-        """
-        mine = {key.partition("/")[2]: t for key, t in state.tensors.items() if key.startswith(f"{_KIND}/")}
-        names = self.now().keys()
-        if mine.keys() != {*names, *(f"epoch.{name}" for name in names)}:
-            raise IntegrityError("the state holds other generators than the recipe")
-        self._epoch = {name: mine[f"epoch.{name}"] for name in names}
-        self.load(self._epoch)  # refuses a malformed one here, and not in the middle of the epoch
-        self.load({name: mine[name] for name in names})
-        return State({key: t for key, t in state.tensors.items() if not key.startswith(f"{_KIND}/")})
+KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+PCG = ("PCG64", "PCG64DXSM")
+SIZES = {"MT19937": 4 * MT_WORDS, **dict.fromkeys(PCG, 32), "Philox": 16, "SFC64": 32}
+"""Bytes that make a state, by the algorithm."""
 
 
-def _python() -> torch.Tensor:
-    _, words, waiting = random.getstate()
-    return _tensor(_PYTHON.pack(*words, waiting is not None, waiting or 0.0))
+def words(data: bytes) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """A Mersenne Twister's words."""
+    return np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False)
 
 
-def _numpy() -> torch.Tensor:
-    found = np.random.get_state(legacy=False)
-    if found["bit_generator"] != "MT19937":
-        raise UsageError(
-            f"numpy's global generator is {found['bit_generator']}; this version keeps MT19937, which is its usual one"
-        )
-    inner = found["state"]
-    return _tensor(_NUMPY.pack(*inner["key"].tolist(), inner["pos"], found["has_gauss"], found["gauss"]))
+def torch_state(data: bytes) -> torch.Tensor:
+    """The state of a torch CPU generator."""
+    state = _template.copy()
+    state[_TORCH_HEADER : _TORCH_HEADER + 8 * MT_WORDS] = words(data).astype("<u8").view(np.uint8)
+    return torch.from_numpy(state)
 
 
-def _unpack(form: struct.Struct, state: torch.Tensor) -> tuple[tuple[int, ...], int, float]:
-    *words, gauss, waiting = form.unpack(state.numpy().tobytes())
-    return tuple(words), gauss, waiting
+def python_state(data: bytes) -> tuple[int, tuple[int, ...], None]:
+    """The state of Python's generator."""
+    return 3, (*words(data).tolist(), MT_WORDS), None
 
 
-def _tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+def algorithm(generator: Any) -> str:
+    """The name of the algorithm behind a generator, if its state can be set here.
+
+    Raises:
+        UsageError: it cannot; the message begins with what it is.
+    """
+    if isinstance(generator, random.Random) and type(generator) is not random.Random:
+        raise UsageError(f"a {type(generator).__name__} is not Python's own generator: attach a random.Random")
+    name = "MT19937"
+    if isinstance(generator, np.random.Generator):
+        name = type(generator.bit_generator).__name__
+    elif isinstance(generator, np.random.RandomState):
+        name = str(generator.get_state(legacy=False)["bit_generator"])
+    elif isinstance(generator, torch.Generator) and generator.device.type != "cpu":
+        raise UsageError(f"a generator on {generator.device}: this version has CPU generators")
+    if name not in SIZES or (isinstance(generator, np.random.RandomState) and name != "MT19937"):
+        raise UsageError(f"a numpy generator with {name}: this version sets the states of {', '.join(SIZES)}")
+    return name
+
+
+def size(generator: Any) -> int:
+    """How many bytes make a state of this generator."""
+    return SIZES[algorithm(generator)]
+
+
+def put(generator: Any, data: bytes) -> None:
+    """Set the whole state of a generator from ``size`` bytes."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(torch_state(data))
+    elif isinstance(generator, random.Random):
+        generator.setstate(python_state(data))
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(("MT19937", words(data), MT_WORDS, 0, 0.0))
+    else:
+        generator.bit_generator.state = _numpy_state(algorithm(generator), data)
+
+
+def _numpy_state(name: str, data: bytes) -> dict[str, Any]:
+    if name == "MT19937":
+        return {"bit_generator": name, "state": {"key": words(data), "pos": MT_WORDS}}
+    state: dict[str, Any] = {"bit_generator": name, "has_uint32": 0, "uinteger": 0}
+    if name in PCG:  # the increment of a linear congruential generator must be odd
+        number, increment = (int.from_bytes(part, "little") for part in (data[:16], data[16:]))
+        return {**state, "state": {"state": number, "inc": increment | 1}}
+    numbers = np.array(struct.unpack(f"<{len(data) // 8}Q", data), dtype=np.uint64)
+    if name == "SFC64":
+        return {**state, "state": {"state": numbers}}
+    inner = {"counter": np.zeros(4, dtype=np.uint64), "key": numbers}
+    return {**state, "state": inner, "buffer": np.zeros(4, dtype=np.uint64), "buffer_pos": 4}
+
+
+def save(generator: Any) -> Any:
+    """Where a generator stands."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state()
+
+
+def load(generator: Any, state: Any) -> None:
+    """Put a generator back where ``save`` found it."""
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)

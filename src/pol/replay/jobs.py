@@ -32,7 +32,7 @@ from pol.messages import (
     TrustingReplay,
 )  # fmt: skip
 from pol.profile import Platform, Profile
-from pol.replay import trusting
+from pol.replay import compiling, trusting
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
@@ -72,6 +72,8 @@ def run_job(job: JobType, emit: Emit) -> None:
 
 
 def _explain(error: BaseException) -> str:
+    if (reason := compiling.explain(error)) is not None:
+        return reason
     frames = traceback.extract_tb(error.__traceback__)
     place = f" (at {frames[-1].filename}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
     return f"the training program raised {type(error).__name__}: {error}{place}"
@@ -81,6 +83,7 @@ def _apply(profile: Profile) -> None:
     torch.set_num_threads(profile.threads)
     torch.use_deterministic_algorithms(profile.deterministic)
     torch.set_float32_matmul_precision(profile.matmul)
+    compiling.settle()
 
 
 def this_platform() -> Platform:

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from pol.errors import UsageError
 from pol.replay import randomness
-from pol.replay.generators import Kept
+from pol.replay.kept import Kept
 from pol.replay.loader import Committed, Loader, OnItem
 from pol.replay.randomness import GlobalState, Streams
 

@@ -48,7 +48,7 @@ class AttachedOptimizer:
         for group in self._optimizer.param_groups:
             values = {k: v for k, v in group.items() if k not in ("params", "param_names", *self.dynamic)}
             parameters = [self._names[id(parameter)] for parameter in group["params"]]
-            tagged = {k: canonical.tag(v, f"{self._part}: hyperparameter {k}") for k, v in values.items()}
+            tagged = {k: _tag(v, f"{self._part}: hyperparameter {k}") for k, v in values.items()}
             groups.append(Group(parameters=parameters, hyperparameters=dict(sorted(tagged.items()))))
         return groups
 
@@ -80,12 +80,16 @@ class AttachedOptimizer:
             ReplayError: the optimizer keeps state that is not of one parameter.
         """
         part, values = self._part, []
-        for parameter, state in self._optimizer.state.items():
+        kept: dict[Any, Any] = self._optimizer.state  # an optimizer may keep something under a name, too
+        for parameter, state in kept.items():
             name = self._names.get(id(parameter))
+            if isinstance(parameter, str):
+                values.append([None, parameter, flatten(state, f"object/{part}.[{parameter}]", tensors)])
+                continue
             if name is None:
                 raise ReplayError(
                     f"optimizer {part!r} keeps state under {str(parameter)[:40]!r}, which is none of its parameters: "
-                    "this version records state per parameter"
+                    "this version records state per parameter, or under a name"
                 )
             for key, value in state.items():
                 if isinstance(value, torch.Tensor):
@@ -93,8 +97,7 @@ class AttachedOptimizer:
                 else:
                     values.append([name, key, flatten(value, f"object/{part}.{name}.{key}", tensors)])
         groups = [
-            {k: canonical.tag(group[k], k) for k in self._restored if k in group}
-            for group in self._optimizer.param_groups
+            {k: _tag(group[k], k) for k in self._restored if k in group} for group in self._optimizer.param_groups
         ]
         if values or any(groups):
             add_value(part, {"state": values, "groups": groups}, tensors)
@@ -121,17 +124,41 @@ class AttachedOptimizer:
         mine = {k: remaining.pop(k) for k in list(remaining) if k.startswith(prefix)}
         try:
             for name, key, skeleton in value["state"]:
-                self._optimizer.state[by_name[name]][key] = unflatten(skeleton, mine)
+                kept = self._optimizer.state if name is None else self._optimizer.state[by_name[name]]
+                kept[key] = unflatten(skeleton, mine)
             for group, saved in zip(self._optimizer.param_groups, value["groups"], strict=True):
                 if sorted(saved) != sorted(set(self._restored) & group.keys()):
                     raise IntegrityError(
                         f"optimizer {self._part!r}: the state holds hyperparameters that were declared static"
                     )
                 for key in saved:
-                    restored = canonical.untag(saved[key], key)
-                    group[key] = tuple(restored) if isinstance(restored, list) else restored
+                    group[key] = _put(group[key], canonical.untag(saved[key], key))
         except (KeyError, TypeError, ValueError) as error:
             raise IntegrityError(f"state entry value/{self._part}: not what this optimizer writes: {error}") from None
+
+
+def _tag(value: Any, where: str) -> Any:
+    """A hyperparameter as a tagged value: a rate that is held in a tensor is a number like any other.
+
+    Raises:
+        FormatError: it is no plain value.
+    """
+    return canonical.tag(_number(value), where)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return value.item()
+    return tuple(map(_number, value)) if isinstance(value, tuple) else value
+
+
+def _put(old: Any, saved: Any) -> Any:
+    """A hyperparameter put back: into the tensor that holds it, if one does, because that is another arithmetic."""
+    if isinstance(old, torch.Tensor):
+        return old.fill_(saved)
+    if isinstance(saved, list):
+        return tuple(map(_put, old, saved))
+    return saved
 
 
 def _plain(value: Any) -> str:

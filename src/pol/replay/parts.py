@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pol.declaration import Part
 from pol.errors import IntegrityError, ReplayError, UsageError
+from pol.replay import extra, generators
 from pol.replay.frozen import Bases
 from pol.replay.optimizers import AttachedOptimizer
 from pol.replay.schedules import Schedules
@@ -23,6 +24,13 @@ from pol.replay.tree import add_value, flatten, pop_value, unflatten
 
 def _clean(name: str) -> str:
     return name.replace("_orig_mod.", "")  # the wrapper of a compiled module
+
+
+def _check_alone() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ranks = torch.distributed.get_world_size()
+        if ranks > 1:
+            raise UsageError(f"the training runs in {ranks} processes: this version records the training of one")
 
 
 class Attached(SimpleNamespace):
@@ -52,11 +60,12 @@ class Parts:
     """The attached parts, sorted by what they are; tensors of ``bases`` are in none of them."""
 
     def __init__(self, parts: dict[str, Any], dynamic: tuple[str, ...], bases: Bases) -> None:
+        _check_alone()
         self.namespace = Attached(**parts)
         self._bases = bases
         self.modules = {k: v for k, v in parts.items() if isinstance(v, nn.Module)}
         self.optimizers = {k: v for k, v in parts.items() if isinstance(v, torch.optim.Optimizer)}
-        self.generators = {k: v for k, v in parts.items() if isinstance(v, torch.Generator)}
+        self.generators = {k: v for k, v in parts.items() if isinstance(v, generators.KINDS)}
         self._schedules = {k: v for k, v in parts.items() if isinstance(v, LRScheduler)}
         known = {*self.modules, *self.optimizers, *self.generators, *self._schedules}
         self._objects = {k: Carried(v) if type(v) is dict else v for k, v in parts.items() if k not in known}
@@ -64,11 +73,18 @@ class Parts:
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise UsageError(
                     f"attach({name}=...): a {type(part).__name__} has no state_dict and load_state_dict, so its state "
-                    "cannot be recorded; attach modules, optimizers, schedules, torch.Generators, dicts, and objects "
-                    "with both"
+                    "cannot be recorded; attach modules, optimizers, schedules, generators of torch, numpy and Python, "
+                    "dicts, and objects with both"
                 )
+        for name, generator in self.generators.items():
+            try:
+                generators.algorithm(generator)
+            except UsageError as error:
+                raise UsageError(f"attach({name}=...): {error}") from None
         if not self.modules:
             raise UsageError("attach() was given no torch.nn.Module: there is nothing to prove")
+        self.extras = list(extra.extras(self.modules))
+        """Modules with state outside of parameters and buffers, by the name under which it is recorded."""
         self._name_tensors()
         self.schedules = Schedules(self._schedules)
         self._attached = {
@@ -92,12 +108,6 @@ class Parts:
         self.aliases: dict[str, str] = {}
         owned: dict[tuple[Any, ...], str] = {}
         for part, module in self.modules.items():
-            extra = [name for name in module.state_dict() if name.endswith("_extra_state")]
-            if extra:
-                raise UsageError(
-                    f"attach({part}=...): {extra[0]} is extra state of a module, which this version does not record: "
-                    "hold it in buffers, or in an attached object with state_dict and load_state_dict"
-                )
             for name, tensor in (
                 *module.named_parameters(remove_duplicate=False),
                 *module.named_buffers(remove_duplicate=False),
@@ -155,6 +165,7 @@ class Parts:
             ReplayError: a hyperparameter that was declared static has changed.
         """
         tensors = self._module_tensors()
+        extra.capture(self.extras, tensors)
         self.schedules.check_rates()
         for optimizer in self._attached.values():
             optimizer.check_static()
@@ -178,7 +189,9 @@ class Parts:
         return found
 
     def _with_state_dict(self) -> list[tuple[str, Any]]:
-        return [*self._objects.items(), *self.schedules.stateful.items()]
+        # The order in which they are put back: schedules, gradient scalers, and then averages and whatever else.
+        objects = sorted(self._objects.items(), key=lambda pair: not isinstance(pair[1], torch.amp.GradScaler))
+        return [*self.schedules.stateful.items(), *objects]
 
     def _module_tensors(self) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
@@ -219,6 +232,7 @@ class Parts:
                         f"state entry {key}: missing, or of another dtype or shape than the recipe built"
                     )
                 _copy(saved, tensor)
+        extra.restore(self.extras, remaining)
         for optimizer in self._attached.values():
             optimizer.restore(remaining)
         for part, thing in self._with_state_dict():

@@ -14,24 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pol.replay import generators
+from pol.replay.generators import python_state, torch_state, words
 from pol.seeds import Stream
 
-_MT_WORDS = 624
-_TORCH_HEADER = 24  # seed u64, left i32, seeded i32, next u64 in torch's CPUGeneratorImplStateLegacy
+_MT_WORDS = generators.MT_WORDS
 _TWO_WORDS = struct.Struct("<2Q")
-_template = torch.Generator().manual_seed(0).get_state().numpy().copy()
-assert _template.size == 5056 and _template[_TORCH_HEADER : _TORCH_HEADER + 8].sum() == 0  # word 0 is the seed
-
-
-def _words(data: bytes) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    return np.frombuffer(data, dtype="<u4").astype(np.uint32, copy=False)
-
-
-def _torch_state(data: bytes) -> torch.Tensor:
-    state = _template.copy()
-    state[_TORCH_HEADER : _TORCH_HEADER + 8 * _MT_WORDS] = _words(data).astype("<u8").view(np.uint8)
-    return torch.from_numpy(state)
-
 
 GlobalState = tuple[Any, Any, torch.Tensor]
 
@@ -73,7 +61,7 @@ class Streams:
     def _set(self, name: str, *numbers: int) -> GlobalState:
         data = self._stream.draw(3 * 4 * _MT_WORDS, name, *numbers)
         a, b, c = (data[i * 4 * _MT_WORDS : (i + 1) * 4 * _MT_WORDS] for i in range(3))
-        state = (3, (*_words(a).tolist(), _MT_WORDS), None), ("MT19937", _words(b), _MT_WORDS, 0, 0.0), _torch_state(c)
+        state = python_state(a), ("MT19937", words(b), _MT_WORDS, 0, 0.0), torch_state(c)
         load(state)
         return state
 
@@ -87,11 +75,10 @@ class Streams:
         np.random.seed(seed)
         torch.manual_seed(seed)
 
-    def step(self, step: int, generators: dict[str, torch.Generator]) -> GlobalState:
+    def step(self, step: int, attached: dict[str, Any]) -> GlobalState:
         """Before step ``step``; also for the generators that the program attached, by name."""
-        for name, generator in generators.items():
-            data = self._stream.draw(4 * _MT_WORDS, "generator." + name, step)
-            generator.set_state(_torch_state(data))
+        for name, generator in attached.items():
+            generators.put(generator, self._stream.draw(generators.size(generator), "generator." + name, step))
         return self._set("step", step)
 
     def sample(self, epoch: int, position: int, index: int) -> GlobalState:
@@ -101,7 +88,7 @@ class Streams:
     def sampler(self, epoch: int, generators: list[torch.Generator]) -> None:
         """Before a sampler of the program's own chooses the order of an epoch; ``generators`` are the sampler's."""
         for number, generator in enumerate(generators):
-            generator.set_state(_torch_state(self._stream.draw(4 * _MT_WORDS, "sampler.own", epoch, number)))
+            generator.set_state(torch_state(self._stream.draw(4 * _MT_WORDS, "sampler.own", epoch, number)))
         self._set("sampler", epoch)
 
     def iterator(self, epoch: int) -> None:

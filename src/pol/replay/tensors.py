@@ -27,6 +27,8 @@ def dtype_name(tensor: torch.Tensor, where: str) -> str:
     Raises:
         ReplayError: the dtype has no name in format v1, or the tensor is not a plain CPU tensor.
     """
+    if type(tensor).__module__.startswith("torch.distributed"):
+        raise ReplayError(f"{where} is spread over several processes: this version records the training of one process")
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
         raise ReplayError(f"{where} is on {tensor.device} ({tensor.layout}): this version records dense CPU tensors")
     if tensor.dtype not in NAMES:
