@@ -317,7 +317,8 @@ def test_messages_are_those_of_the_code():
 
 def test_nothing_is_left_to_fill_in():
     for page in PAGES:
-        assert not re.search(r"@@|TODO|FIXME|XXX", page.read_text()), page
+        text = re.sub(r"(?m)^@@ [-+,\d ]+ @@$", "", page.read_text())  # of a diff
+        assert not re.search(r"@@|TODO|FIXME|XXX", text), page
 
 
 @pytest.mark.parametrize("verdict", ["ACCEPT", "REJECT", "INCONCLUSIVE", "ACCEPT, by policy `paper-2021`"])
