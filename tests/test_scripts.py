@@ -24,8 +24,8 @@ from script_diffs import SCRIPTS
 from zoo.tools import check
 
 MOST_REMOVED, MOST_ADDED = 14, 17
-KILLED_AFTER = 5
-"""Intervals of ten steps, of 10 to 14."""
+KILLED_AFTER = 4
+"""Intervals of ten steps, of 8 to 12."""
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -120,7 +120,7 @@ def test_recorded_killed_resumed_accepted_and_forged(name, tmp_path):
     forger.seal(tmp_path / "forged", SigningKey.load(tmp_path / ".config" / "pol" / "key.pem"))
     report = check(tmp_path / "forged", session.recipe, policy=policy(words))
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7), report.reason()
-    assert f"interval {KILLED_AFTER - 1} (steps 40–50): taking the steps again gives other values" in report.reason()
+    assert f"interval {KILLED_AFTER - 1} (steps 30–40): taking the steps again gives other values" in report.reason()
 
 
 def policy(words):

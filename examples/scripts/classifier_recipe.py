@@ -94,7 +94,7 @@ def main(run, args):
 
 
 class Classifier(pol.Recipe):
-    def __init__(self, epochs: int = 4, batch_size: int = 64, lr: float = 0.02, seed: int = 1) -> None:
+    def __init__(self, epochs: int = 3, batch_size: int = 64, lr: float = 0.02, seed: int = 1) -> None:
         """What was the command line."""
 
     def train(self, run):

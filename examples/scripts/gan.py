@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 SEED = 1
-EPOCHS = 5
+EPOCHS = 4
 BATCH_SIZE = 64
 NOISE = 32
 LR = 0.002

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pol
 
 SEED = 1
-EPOCHS = 5
+EPOCHS = 4
 BATCH_SIZE = 64
 NOISE = 32
 LR = 0.002

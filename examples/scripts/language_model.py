@@ -117,7 +117,7 @@ def main(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.005)
     parser.add_argument("--clip", type=float, default=0.25)
     parser.add_argument("--seed", type=int, default=1)

@@ -122,7 +122,7 @@ def main(run, args):
 
 
 class Words(pol.Recipe):
-    def __init__(self, epochs: int = 4, lr: float = 0.005, clip: float = 0.25, seed: int = 1) -> None:
+    def __init__(self, epochs: int = 3, lr: float = 0.005, clip: float = 0.25, seed: int = 1) -> None:
         """What was the command line."""
 
     def train(self, run):
