@@ -20,8 +20,9 @@ from pol.messages import EventType, JobType, Train
 from pol.profile import Profile
 from pol.prover import record
 from pol.replay import writer
-from pol.replay.data import BatchHasher, Loader
+from pol.replay.data import BatchHasher
 from pol.replay.inprocess import InProcess
+from pol.replay.loader import Loader
 from pol.replay.parts import Parts
 from pol.replay.randomness import Streams
 from pol.replay.state import State

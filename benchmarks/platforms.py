@@ -2,12 +2,15 @@
 
 A proof is recorded in processes of one profile. The verifier's processes are then started with another one, without
 the verifier's knowing: it asks for the recorded profile, as always, and gets what a machine would give that does not
-have these instructions, this library mode or that many cores. Control run, limits and verdict are the real ones.
+have these instructions, this library mode or that many cores; ``--python`` adds one that has another build of torch,
+that of another virtual environment. Control run, limits and verdict are the real ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy
+import torch
 
 from benchmarks import page
 from pol import policies
@@ -31,6 +36,7 @@ from pol.proof.policy import Policy
 from pol.proof.report import IntervalResult, Report
 from pol.prover import record
 from pol.verifier import verify
+from pol.version import __version__
 
 RECORDED = Profile(threads=1)
 """What every proof is recorded with: one thread, and whatever instructions the machine has."""
@@ -48,11 +54,15 @@ class Other:
 
     name: str
     changes: dict[str, Any]
+    forged: bool = False
+    """Whether forgeries are verified there, too."""
+    python: str = sys.executable
+    """The interpreter of its processes."""
 
 
 PLATFORMS = (
-    Other("the same", {}),
-    Other("2 threads", {"threads": 2}),
+    Other("the same", {}, forged=True),
+    Other("2 threads", {"threads": 2}, forged=True),
     Other("4 threads", {"threads": 4}),
     Other("ATen default", {"aten": "default"}),
     Other("ATen avx2", {"aten": "avx2"}),
@@ -62,12 +72,18 @@ PLATFORMS = (
     Other("MKL avx2", {"mkl": "avx2"}),
     Other("matmul high", {"matmul": "high"}),
     Other("matmul medium", {"matmul": "medium"}),
-    Other("AVX2 machine", {"aten": "avx2", "onednn": "avx2", "mkl": "avx2"}),
+    Other("AVX2 machine", {"aten": "avx2", "onednn": "avx2", "mkl": "avx2"}, forged=True),
     Other("old machine", {"threads": 2, "aten": "default", "onednn": "sse41", "mkl": "compatible"}),
 )
 
-FORGERY_PLATFORMS = ("the same", "2 threads", "AVX2 machine")
-"""Where forgeries are verified."""
+VERSIONS = {
+    "torch": torch.__version__, "numpy": numpy.__version__, "Python": platform.python_version(), "pol": __version__,
+}  # fmt: skip
+QUESTION = (
+    "import platform, numpy, torch, pol.version\n"
+    "print(torch.__version__, numpy.__version__, platform.python_version(), pol.version.__version__)"
+)
+"""What another interpreter is asked: its ``VERSIONS``."""
 
 FORGERIES = (
     "interpolation", "own-run-stolen-end", "swapped-final", "later-momentum", "other-order", "flipped-labels",
@@ -105,11 +121,30 @@ TRAININGS = (
 )  # fmt: skip
 
 
+def installed(python: str) -> Other:
+    """A machine with what another interpreter has, named after its torch and whatever else is of another version.
+
+    Raises:
+        SystemExit: it cannot be started, or lacks torch or this package.
+    """
+    try:
+        answer = subprocess.run([python, "-P", "-c", QUESTION], env={}, capture_output=True, text=True)
+    except OSError as error:
+        raise SystemExit(f"--python {python}: {error.strerror}") from None
+    if answer.returncode:
+        last = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise SystemExit(f"--python {python}: torch and this package must be installed there: {last}")
+    there = dict(zip(VERSIONS, answer.stdout.split(), strict=True))
+    named = [f"{name} {there[name]}" for name in VERSIONS if name == "torch" or there[name] != VERSIONS[name]]
+    return Other(", ".join(named), {}, forged=True, python=python)
+
+
 class Machine:
-    """An executor whose processes have other flags than those they are asked for."""
+    """An executor whose processes have other flags, or another interpreter, than those they are asked for."""
 
     def __init__(self, other: Other) -> None:
-        self._process = LocalProcess(msgspec.structs.replace(RECORDED, **other.changes), isolated=True)
+        profile = msgspec.structs.replace(RECORDED, **other.changes)
+        self._process = LocalProcess(profile, isolated=True, python=other.python)
 
     def run(self, job: JobType) -> Iterator[EventType]:
         """The events of a job here."""
@@ -148,8 +183,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     replayed: int
     equal: int
     """Replayed intervals whose end state is the recorded one, bit for bit."""
-    first: int | None
-    """Steps of the first replayed interval that was not equal; 0: the first weights were not."""
+    first: str | None
+    """What differed first: the declaration, the first weights, or the first replayed interval, by its last step."""
     of_limit: float | None
     """Largest error of a tensor, as a share of its limit."""
     of_move: float | None
@@ -160,16 +195,21 @@ def result(training: str, other: str, forgery: str | None, every: int, report: R
     """What a report says."""
     found = [interval.deviation for interval in report.intervals if interval.deviation is not None]
     unequal = [interval for interval in report.intervals if not _equal(interval)]
-    origin = next((step for step in report.steps if step.number == 5 and step.status != "passed"), None)
     return Result(
         training=training, platform=other, forgery=forgery, rule="exact" if report.rule == "exact" else "tolerance",
         every=every, verdict=str(report.verdict), reason=report.reason(), control=control,
         step=next((step.number for step in report.steps[:7] if step.status in ("failed", "unable")), None),
         replayed=len(report.intervals), equal=len(report.intervals) - len(unequal),
-        first=0 if origin is not None else min((interval.stop for interval in unequal), default=None),
+        first=_origin(report) or next((f"step {interval.stop}" for interval in unequal), None),
         of_limit=max((ratio(one.error, one.limit) for one in found), default=None),
         of_move=max((one.relative for one in found), default=None),
     )  # fmt: skip
+
+
+def _origin(report: Report) -> str | None:
+    """What of step 5 differed: what the recipe declares, or the weights that it draws."""
+    checks = [check for step in report.steps if step.number == 5 for check in step.checks if check.status != "passed"]
+    return ("declaration" if checks[0].name == "build" else "first weights") if checks else None
 
 
 def _equal(interval: IntervalResult) -> bool:
@@ -228,7 +268,7 @@ def measure(proofs: list[Recorded], machines: list[Other]) -> list[Result]:
         machine = Machine(other)
         try:
             for proof in proofs:
-                if proof.forgery is not None and other.name not in FORGERY_PLATFORMS:
+                if proof.forgery is not None and not other.forged:
                     continue
                 auditor = Auditor(proof.training.recipe, proof.settings, machine)
                 policy = policy_for(proof)
@@ -271,7 +311,7 @@ def _honest(results: list[Result]) -> str:
         exact = [known[name, k, "exact"] for k in sizes]
         near = [known[name, k, "tolerance"] for k in sizes]
         differs = exact[0].control != known[PLATFORMS[0].name, sizes[0], "exact"].control
-        cells = [name, "differs" if differs else "same", _first(exact[0])]
+        cells = [name, "differs" if differs else "same", exact[0].first or "none"]
         cells += [f"{one.verdict}{_share_equal(one)}" for one in exact]
         cells += [f"{one.verdict}{_step(one)}, {_share(one.of_limit)}, {_share(one.of_move)}" for one in near]
         lines.append(page.row(cells))
@@ -280,7 +320,7 @@ def _honest(results: list[Result]) -> str:
 
 def _forged(results: list[Result]) -> str:
     sizes = sorted({one.every for one in results})
-    machines = [name for name in FORGERY_PLATFORMS if any(one.platform == name for one in results)]
+    machines = list(dict.fromkeys(one.platform for one in results))
     known = {(one.forgery, one.platform, one.rule, one.every): one for one in results}
     columns = [(rule, machine) for rule in RULES for machine in machines]
     lines = [
@@ -298,12 +338,6 @@ def _forged(results: list[Result]) -> str:
 
 def _verdict(one: Result | None) -> str:
     return "–" if one is None else f"{one.verdict}{_step(one)}{_moved(one)}"
-
-
-def _first(one: Result) -> str:
-    if one.first is None:
-        return "none"
-    return f"step {one.first}" if one.first else "first weights"
 
 
 def _share_equal(one: Result) -> str:
@@ -327,6 +361,7 @@ def command(options: argparse.Namespace) -> str:
     words = ["python -m benchmarks.platforms"]
     words += [f"--recipe {options.recipe}"] if options.recipe else []
     words += [f"--{name}" for name in ("quick", "full") if getattr(options, name)]
+    words += ["--python PYTHON"] * len(options.python)  # a path means nothing elsewhere; the row's name does
     return " ".join(words)
 
 
@@ -335,12 +370,16 @@ def main() -> None:
     parser.add_argument("--recipe", choices=[one.name for one in TRAININGS], help="measure one training")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, few machines: shows that it runs")
     parser.add_argument("--full", action="store_true", help="k = 50, too")
+    parser.add_argument(
+        "--python", action="append", default=[], help="add a machine with another interpreter's torch; may be repeated"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into the marked block of a page")
     options = parser.parse_args()
     sizes = [1, 10, *([50] if options.full else [])]
     forgeries = list(FORGERIES[:1] if options.quick else FORGERIES)
-    machines = [one for one in PLATFORMS if not options.quick or one.name in FORGERY_PLATFORMS]
+    machines = [one for one in PLATFORMS if not options.quick or one.forged]
+    machines += map(installed, options.python)
     results = []
     for training in TRAININGS:
         if options.recipe in (None, training.name):

@@ -192,7 +192,7 @@ class Stopped(InProcess):
             self.starts.append(job.start.start)
         for event in super().run(job):
             yield event
-            if isinstance(event, Recorded):
+            if isinstance(job, Train) and isinstance(event, Recorded):
                 self.left -= 1
                 if not self.left:
                     raise KeyboardInterrupt

@@ -217,7 +217,7 @@ def test_interrupted_is_130(command, call, ask, monkeypatch):
 
 
 def test_there_are_the_promised_commands():
-    promised = {"calibrate", "demo", "inspect", "keygen", "plan", "policy", "record", "regenerate", "verify"}
+    promised = {"calibrate", "demo", "doctor", "inspect", "keygen", "plan", "policy", "record", "regenerate", "verify"}
     assert set(COMMANDS) == promised
 
 

@@ -16,6 +16,7 @@ GROUND = {
     *("declaration", "profile", "statetree", "interval", "messages", "version"),
     *("distributions", "laws"),
     *("distance", "values"),
+    "traces",
 }
 EVERYTHING = {""}
 NAMING = {"replay.recipe", "replay.sources"}  # what a recipe is called and consists of: free of torch
@@ -43,13 +44,14 @@ MAY_IMPORT = {
         "verifier.tolerance",
         *NAMING,
     },
+    "doctor": {"executors", "prover", *NAMING},
     "policies": {"proof", "keys"},
     "release": {"proof", "store"},
     "responder": {"proof", "store", "checkpoint", "auditor", "replay.recipe"},
     "verifier": {"proof", "store", "keys", "checkpoint", "auditor", "release", "replay.recipe"},
     "recipes": {"replay.recipe", "Recipe"},
     "attacks": {"proof", "replay", "store", "keys", "executors", "prover", "recipes"},
-    "render": {"proof"},
+    "render": {"proof", "doctor.diagnosis"},
     "demo": {
         "prover",
         "verifier",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pol.errors import UsageError
 from pol.executors.local import LocalProcess
 from pol.messages import Build, Built, Control, Failed, Program
 from pol.profile import Platform, Profile, differences, environment
@@ -76,6 +77,26 @@ def test_the_environment_is_ours_alone(probe, tmp_path, monkeypatch, capfd):
     assert {k: v for k, v in found["environ"].items() if k not in extra} == environment(Profile(threads=2))
     assert found["threads"] == 2
     assert capfd.readouterr().out == ""  # what a recipe prints must not get into our own output
+
+
+def test_an_interpreter_can_be_given(probe, tmp_path):
+    python, used = tmp_path / "python", tmp_path / "used"
+    python.write_text(f'#!/bin/sh\n: > "{used}"\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    with LocalProcess(Profile(threads=1), python=python) as process:
+        assert isinstance(ask(process, Build(program=probe())), Built)
+    assert used.exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "", "plain.txt"])
+def test_an_interpreter_that_cannot_be_started_is_named(probe, tmp_path, name):
+    (tmp_path / "plain.txt").write_text("not a program\n")
+    program, before = probe(), len(os.listdir("/dev/fd"))
+    with LocalProcess(Profile(threads=1), python=tmp_path / name) as process:
+        for _ in range(2):  # the second job gets the same answer
+            with pytest.raises(UsageError, match=f"cannot start a training process with {tmp_path / name}: [NP]"):
+                ask(process, Build(program=program))
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_replay_reaches_no_network(probe, tmp_path):

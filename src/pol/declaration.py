@@ -77,6 +77,8 @@ class Declaration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     batches: Positive | None = None
     """Batches of an epoch where a loader of the program's own says; None: samples over batch_size."""
     frozen: list[Frozen] = []
+    ignored: list[Name] = []
+    """Attributes that evolve and are in no state, of which the program says that they have no influence."""
 
     def __post_init__(self) -> None:
         if (self.order == "stream") != (self.samples == 0) or (self.order == "derived") != (self.batches is None):

@@ -5,7 +5,7 @@ A process is never told an expected digest: it yields roots, and another process
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,6 +13,7 @@ from pol.declaration import Declaration
 from pol.interval import Interval, Rates
 from pol.profile import Platform, Profile
 from pol.statetree import StateRoot
+from pol.traces import Held, Note, Observation, Operation
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +112,26 @@ class TrustingReplay(Job, frozen=True, kw_only=True):
     """A folder for the end state of every segment."""
 
 
+class Probe(Job, frozen=True, kw_only=True):
+    """Take the steps [start, stop) and note all that another run of them must have again; needs no genesis."""
+
+    stop: int
+    start: int = 0
+    checkpoint: str | None = None
+    """The state before ``start``; None: as built."""
+    counts: dict[str, int] = {}
+    declaration: Declaration | None = None
+    """What an earlier probe found; needed to begin elsewhere than at 0."""
+    batches_per_step: int | None = None
+    keep: list[int] = []
+    """Steps after which the state is written into ``directory``."""
+    directory: str | None = None
+    trace: int | None = None
+    """A step of which every operation is noted."""
+    measure: bool = False
+    """Only take the time of the steps, and note the last one: for comparing flags."""
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An answer of a training process."""
 
@@ -142,6 +163,20 @@ class Built(Event, frozen=True, kw_only=True):
     """Local modules that were imported dynamically, and so are in no digest."""
 
 
+class Noticed(msgspec.Struct, frozen=True, kw_only=True):
+    """A place in the recipe's own code that reads what no replay can give again."""
+
+    kind: Literal["clock", "entropy"]
+    call: str
+    """What was called: ``time.time``."""
+    place: str
+    """Name of the file and line: ``train.py:12``."""
+
+    def __str__(self) -> str:
+        what = "reads the clock" if self.kind == "clock" else "draws fresh randomness"
+        return f"{what} at {self.place} ({self.call})"
+
+
 class Controlled(Event, frozen=True, kw_only=True):
     """A control run's result."""
 
@@ -153,6 +188,10 @@ class Controlled(Event, frozen=True, kw_only=True):
     platform: Platform
     reentry: str | None
     """Where the state differs when the program is entered again; None if it does not, or was not asked."""
+    hidden: list[str] = []
+    """Attributes that evolve and are in no state, without those that the program named as without influence."""
+    noticed: list[Noticed] = []
+    """Reads of the clock and of fresh randomness during the steps, each place once."""
 
 
 class Opened(Event, frozen=True, kw_only=True):
@@ -184,6 +223,33 @@ class Reached(Event, frozen=True, kw_only=True):
     step: int
 
 
+class Observed(Event, frozen=True, kw_only=True):
+    """A step of a probe is done."""
+
+    observation: Observation
+
+
+class Traced(Event, frozen=True, kw_only=True):
+    """The operations of one step of a probe, and what the program held when it began."""
+
+    step: int
+    operations: list[Operation]
+    complete: bool
+    """False: there were more operations than are noted."""
+    held: list[Held]
+
+
+class Probed(Event, frozen=True, kw_only=True):
+    """What a probe found about the program; ``Finished`` follows."""
+
+    declaration: Declaration
+    batches_per_step: int | None
+    notes: list[Note]
+    compiled: list[str]
+    """Attached modules that are compiled."""
+    platform: Platform
+
+
 class Finished(Event, frozen=True, kw_only=True):
     """The job is done."""
 
@@ -196,7 +262,9 @@ class Failed(Event, frozen=True, kw_only=True):
 
     kind: str
     message: str
+    foreign: bool = False
+    """The program's own error, or the system's: nothing that this package refuses."""
 
 
-JobType = Build | Control | Train | Replay | TrustingReplay
-EventType = Built | Controlled | Opened | Stepped | Recorded | Reached | Finished | Failed
+JobType = Build | Control | Train | Replay | TrustingReplay | Probe
+EventType = Built | Controlled | Opened | Stepped | Recorded | Reached | Observed | Traced | Probed | Finished | Failed

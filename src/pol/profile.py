@@ -82,3 +82,14 @@ def differences(recorded: Platform, here: Platform, facts: tuple[str, ...] = Pla
         for name in facts
         if (old := getattr(recorded, name)) != (new := getattr(here, name))
     ]
+
+
+def same_software(recorded: Platform, here: Platform) -> bool:
+    """Whether torch and numpy are of the recorded releases, in whatever builds.
+
+    Another release may do something else: draw other numbers from the same generator, or take another step.
+    """
+    return all(
+        getattr(recorded, name).partition("+")[0] == getattr(here, name).partition("+")[0]
+        for name in ("torch", "numpy")
+    )

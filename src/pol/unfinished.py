@@ -16,6 +16,8 @@ from pol.keys import SigningKey, verify_envelope
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import (
     MAX_JOURNAL,
+    MAX_NOTICE,
+    MAX_NOTICES,
     PAYLOAD_TYPE,
     Beacon,
     Journal,
@@ -27,7 +29,7 @@ from pol.proof.attestation import (
 )  # fmt: skip
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
-from pol.proof.log import decode_record, encode_record, parse_log
+from pol.proof.log import Log, decode_record, encode_record, parse_log
 from pol.statetree import StateRoot
 from pol.store import (
     ATTESTATION,
@@ -227,12 +229,19 @@ class Unfinished:
         """How often the program evaluated."""
         self._asides = asides
 
+    def note_read(self, read: list[str]) -> None:
+        """What the program reads that no replay can give again, as the control run noticed it."""
+        self._write_journal(_with(self._journal(), noticed=[text[:MAX_NOTICE] for text in read[:MAX_NOTICES]]))
+
+    def log(self) -> Log:
+        """The log as it is."""
+        return parse_log(ProofDirectory(self.path).read(LOG, MAX_LOG_FILE))
+
     def attest(self, genesis: Genesis, key: SigningKey) -> Digest:
         """Write the attestation: the proof is complete. Returns its digest."""
         journal = self._journal()
         self._write_journal(_with(journal, finished=_now(), asides=self._asides))
-        directory = ProofDirectory(self.path)
-        log = parse_log(directory.read(LOG, MAX_LOG_FILE))
+        directory, log = ProofDirectory(self.path), self.log()
         digests = {name: self._digests.get(name) or directory.sha256(name) for name in self._names()}
         statement = Statement(
             subject=[Subject(name=n, digest=Sha256(d.partition(":")[2])) for n, d in digests.items()],

@@ -92,8 +92,8 @@ class Batched(Base):
     """A list of batches that was made beforehand."""
 
     def train(self, run):
-        parts = run.attach(**self.build())
         batches = list(DataLoader(self.data(), batch_size=5))
+        parts = run.attach(**self.build())
         for _ in run.epochs(self.num_epochs):
             for batch in run.loader(batches):
                 run.commit(loss=self.step(parts, batch))

@@ -38,7 +38,7 @@ class Persistent(Own):
 
 class Iterator(Loading):
     def loader(self):
-        return iter(DataLoader(self.data(), batch_size=4))
+        return iter(self.data())
 
 
 class NoLength(Loading):

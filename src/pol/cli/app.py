@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pol.cli import answering, calibrating, demanding, output, planning, proving, story, verifying
+from pol.cli import answering, calibrating, demanding, examining, output, planning, proving, story, verifying
 from pol.errors import PolError
 from pol.version import __version__
 
@@ -56,6 +56,7 @@ app.command("verify", short_help="Verify a proof; the exit code is the verdict."
 app.command("regenerate", short_help="Take steps again for a verifier that asks for states.")(answering.regenerate)
 app.command("calibrate", short_help="Measure how far apart independent runs of a recipe end.")(calibrating.calibrate)
 app.command("policy", short_help="The presets, or one policy in full.")(demanding.policy)
+app.command("doctor", short_help="Is this training replayable? If not, which state differs, and why.")(examining.doctor)
 app.command("plan", short_help="What verifying under a policy costs, and what it would find.")(planning.plan)
 app.command("inspect", short_help="Show what a proof says, unchecked; needs no torch.")(verifying.inspect)
 

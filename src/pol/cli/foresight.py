@@ -54,8 +54,25 @@ def refused(out: Path) -> Refused | None:
 
 
 def warn(out: Path, warned: set[str]) -> None:
-    """Say once if the preset will refuse the run, since its prover can still change that."""
-    objection = None if warned else refused(out)
-    warned.add("preset")
-    if objection:
-        print(f"warning: the policy `tolerance` refuses this run: {objection.why}", file=sys.stderr, flush=True)
+    """Say once what the prover can still change: that the preset will refuse the run, and what no replay can give."""
+    if warned:
+        return
+    warned.add("said")
+    if objection := refused(out):
+        _say(f"the policy `tolerance` refuses this run: {objection.why}")
+    for place in noticed(out):
+        _say(f"the program {place}. No state depended on it in the first steps; if one does later, no replay agrees")
+
+
+def _say(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def noticed(out: Path) -> list[str]:
+    """Where the control run saw the program read a clock or fresh randomness."""
+    from pol import canonical
+    from pol.proof.attestation import MAX_JOURNAL, Journal
+    from pol.store import JOURNAL, ProofDirectory
+
+    data = ProofDirectory(out).read(JOURNAL, MAX_JOURNAL)
+    return list(canonical.decode(data, Journal, what=JOURNAL, limit=MAX_JOURNAL).noticed)

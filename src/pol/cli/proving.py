@@ -79,6 +79,10 @@ def record(
             "--threads", metavar="N", min=1, max=1024, help="Threads of the training.", show_default="one per core"
         ),
     ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Have torch use deterministic algorithms; recorded, and so in replays."),
+    ] = False,
     beacon: Annotated[
         str | None,
         typer.Option("--beacon", metavar="HEX", help="32 bytes that a verifier gave for this genesis."),
@@ -127,7 +131,7 @@ def record(
     """Record a training as a proof.
 
     A recording that was interrupted goes on with --resume; what its genesis fixed (--every, --keep, --set,
-    --threads, --rule) need not be repeated.
+    --threads, --deterministic, --rule) need not be repeated.
     """
     from pol import prover
     from pol.profile import Profile
@@ -148,6 +152,8 @@ def record(
     claims = _registered(out) if resume else None
     if claims and threads not in (None, claims.profile.threads):
         raise UsageError(f"--threads {threads}: the signed genesis says {claims.profile.threads}; leave it out")
+    if claims and deterministic and not claims.profile.deterministic:
+        raise UsageError("--deterministic: the signed genesis says that the training is without; leave it out")
     own, key_path, key_made = signer(key)
     step, warned = 0, set[str]()
     with progress() as tell:
@@ -169,7 +175,7 @@ def record(
                 beacon=nonce,
                 resume=resume,
                 settings=settings,
-                profile=Profile(threads=threads or prover.available_cores()),
+                profile=Profile(threads=threads or prover.available_cores(), deterministic=deterministic),
                 progress=note,
                 until_genesis=genesis_only,
                 rule=rule or ("tolerance" if claims and claims.rule == "tolerance" else "exact"),
@@ -181,6 +187,7 @@ def record(
             )
         except KeyboardInterrupt:
             given = [] if _registered(out) else _given(every, keep, set_, threads, rule)
+            given += ["--deterministic"] if deterministic and not _registered(out) else []
             command = _again(recipe, out, key, model, [*given, *beginning.words()], beacon)
             raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
     if model is not None and proof.attestation is not None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from pol.errors import ReplayError
+from pol.errors import ReplayError, UsageError
 from pol.messages import EventType, Failed, JobType
 from pol.profile import Profile, environment
 
@@ -31,11 +31,18 @@ class Executor(Protocol):
 
 
 class LocalProcess:
-    """One process of a given profile, started at the first job. A context manager."""
+    """One process of a given profile, started at the first job. A context manager.
 
-    def __init__(self, profile: Profile, *, isolated: bool = False) -> None:
+    ``python`` is the interpreter that it runs under: that of another virtual environment has another build of torch.
+    It must find this package and the recipe, too.
+    """
+
+    def __init__(
+        self, profile: Profile, *, isolated: bool = False, python: str | os.PathLike[str] = sys.executable
+    ) -> None:
         self.profile = profile
         self._isolated = isolated
+        self._python = os.fspath(python)
         self._process: subprocess.Popen[bytes] | None = None
         self._compiled: tempfile.TemporaryDirectory[str] | None = None
 
@@ -64,25 +71,37 @@ class LocalProcess:
         job_source, job_sink = os.pipe()
         event_source, event_sink = os.pipe()
         # -P: the working directory must not shadow modules. The environment is ours and nothing else.
-        command = [sys.executable, "-P", "-m", "pol.replay.worker", str(job_source), str(event_sink)]
+        command = [self._python, "-P", "-m", "pol.replay.worker", str(job_source), str(event_sink)]
         command += ["--no-network"] if self._isolated else []
         # What torch.compile makes is shared by the jobs of this process alone: not read from what another one left.
         self._compiled = tempfile.TemporaryDirectory(prefix="pol-compiled-", ignore_cleanup_errors=True)
-        self._process = subprocess.Popen(
-            command,
-            env={**environment(self.profile), "TORCHINDUCTOR_CACHE_DIR": self._compiled.name},
-            pass_fds=(job_source, event_sink),
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,  # ours may carry JSON
-            start_new_session=True,  # so that all of it can be ended at once, and an interrupt comes to us alone
-        )
-        os.close(job_source)
-        os.close(event_sink)
+        try:
+            self._process = subprocess.Popen(
+                command,
+                env={**environment(self.profile), "TORCHINDUCTOR_CACHE_DIR": self._compiled.name},
+                pass_fds=(job_source, event_sink),
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno() if _has_descriptor(sys.stderr) else None,  # ours may carry JSON
+                start_new_session=True,  # so that all of it can be ended at once, and an interrupt comes to us alone
+            )
+        except OSError as error:
+            os.close(job_sink)
+            os.close(event_source)
+            self._compiled.cleanup()
+            raise UsageError(f"cannot start a training process with {self._python}: {error.strerror}") from None
+        finally:
+            os.close(job_source)
+            os.close(event_sink)
         self._jobs = os.fdopen(job_sink, "wb", buffering=0)
         self._events = os.fdopen(event_source, "rb")
 
     def run(self, job: JobType) -> Iterator[EventType]:
-        """Run a job in a fresh fork of the process."""
+        """Run a job in a fresh fork of the process.
+
+        Raises:
+            UsageError: the interpreter cannot be started.
+            ReplayError: the process has ended.
+        """
         if self._process is None:
             self._start()
         try:

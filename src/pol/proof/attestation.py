@@ -22,7 +22,14 @@ MAX_ATTESTATION = 64 * 2**20
 MAX_JOURNAL = 16 * 2**20
 """Largest journal: 16 MiB, a hundred thousand resumes."""
 
+MAX_NOTICES, MAX_NOTICE = 32, 256
+"""Most places in a journal where the program reads a clock or fresh randomness, and the longest text of one: a file
+name, a line and a call."""
+
 Hex64 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+Notice = Annotated[str, msgspec.Meta(max_length=MAX_NOTICE)]
 
 
 class Sha256(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +79,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     predicate: Predicate
 
 
-class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Claims about how the recording went; never compared."""
 
     tool: Annotated[str, msgspec.Meta(max_length=64)]
@@ -82,6 +89,8 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Steps from which the recording was taken up again."""
     asides: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
     beacon: Beacon
+    noticed: Annotated[list[Notice], msgspec.Meta(max_length=MAX_NOTICES)] = []
+    """Where the control run saw the program read a clock or fresh randomness. Not written if nowhere."""
 
 
 def read_attestation(data: bytes) -> Statement:

@@ -86,8 +86,9 @@ class Limits(Struct, frozen=True):
     its momentum lr / (1 - momentum) further, which is not in the drift."""
     refute: Size = 0.5
     """On a machine that does not give the recorded profile, an error beyond the limits counts against the prover only
-    from this share of the move of all parameters on, and only if rounding, measured here, explains less than a tenth of
-    it; else the verdict is INCONCLUSIVE. Other kernels gave at most 0.02 at k = 10, forgeries without training 0.7 and
+    from this share of the move of all parameters on, only if rounding and other random draws, measured here,
+    explain less than a tenth of it, and only under the recorded releases of torch and numpy; else the verdict is
+    INCONCLUSIVE. Other kernels gave at most 0.02 at k = 10, forgeries without training 0.7 and
     more (measured baseline, C; attack study, section 1)."""
 
 

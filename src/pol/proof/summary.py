@@ -41,6 +41,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     """Elements of all parameters."""
     constants: int
+    ignored: list[str]
+    """Attributes that evolve and are in no state, without influence as the program says."""
     profile: Profile
     platform: Platform
     dataset: Root
@@ -159,6 +161,7 @@ def _claims(genesis: Genesis) -> Claims:
         rule=spec.rule,
         parameters=sum(math.prod(entry.shape) for entry in declaration.entries if entry.kind == "parameter"),
         constants=len(spec.constants),
+        ignored=list(declaration.ignored),
         profile=genesis.profile,
         platform=genesis.platform,
         dataset=genesis.dataset.root,

@@ -90,7 +90,7 @@ def record(
 
     Raises:
         UsageError: it cannot be recorded as asked.
-        ReplayError: the program failed, diverged, or cannot be entered again.
+        ReplayError: the program failed, diverged, cannot be entered again, or its recording does not replay.
         StoreError: the disk refused; what is written can be resumed.
     """
     if every < 1 or keep < 1:
@@ -121,7 +121,9 @@ def record(
             genesis = job.genesis(chosen, every, keep, rule)
             if until_genesis:
                 return Proof(files.path, genesis_digest(genesis), None)
-            job.train(genesis, files.settle_beacon(beacon))
+            settled = files.settle_beacon(beacon)
+            job.train(genesis, settled)
+            job.self_check(genesis, settled)
             return Proof(files.path, genesis_digest(genesis), files.attest(genesis, key))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -29,7 +30,9 @@ from pol.proof.genesis import (
     registered,
 )  # fmt: skip
 from pol.proof.released import released_part
+from pol.prover import selfcheck
 from pol.prover.origins import Origins
+from pol.prover.refusals import check_reentry, said
 from pol.replay.recipe import split_reference
 from pol.replay.sources import local_sources
 from pol.unfinished import Unfinished
@@ -152,7 +155,7 @@ class Recorder:
                 "layers that are drawn belong into an attached module"
             )
         if changed := difference(first.declaration, second.declaration):
-            raise ReplayError(f"the program declares something else each time it is entered: {changed}")
+            raise ReplayError(f"the program declares something else each time it is entered: {changed}. {self._hint()}")
         return first, second
 
     def _control(self, profile: Profile, built: messages.Built) -> messages.Controlled:
@@ -163,13 +166,12 @@ class Recorder:
         )
         if control.undeclared:
             raise UsageError(_undeclared(control.undeclared))
-        if control.reentry:
-            raise ReplayError(
-                f"this program cannot be entered again: after step {control.steps}, {control.reentry} differs when "
-                "that step is taken from the saved state. Something that evolves is not attached, or draws randomness "
-                f"of its own{_hint(control.reentry)}"
-            )
+        check_reentry(control, self._hint())
+        self._files.note_read(said(control))
         return control
+
+    def _hint(self) -> str:
+        return f"To see which, and where: pol doctor {shlex.quote(self._reference)}"
 
     def _ask(self, job: messages.JobType, kind: type[E], phase: str) -> E:
         for event in self._executor.run(job):
@@ -186,19 +188,11 @@ class Recorder:
         start = self._files.rewind(genesis)
         if start.step == genesis.spec.steps:
             return
-        secret = self._files.secret()
-        seed = seeds.derive_seed(genesis_digest(genesis), bytes.fromhex(beacon.value), secret)
         path = None if start.checkpoint is None else str(start.checkpoint)
-        weights = self._origins.weights(genesis)
-        program = self._program(
-            genesis.profile, seed, genesis.recipe.configuration,
-            declared_seed=self._origins.init_seed,
-            order=None if self._origins.order is None else str(self._files.order_path),
-        )  # fmt: skip
         job = messages.Train(
-            program=program,
-            weights=weights,
-            registered=registered(genesis, secret),
+            program=self._run(genesis, beacon),
+            weights=self._origins.weights(genesis),
+            registered=registered(genesis, self._files.secret()),
             keep=genesis.spec.keep,
             directory=str(self._files.checkpoints),
             start=messages.Segment(start=start.step, stop=genesis.spec.steps, checkpoint=path, counts=start.counts),
@@ -225,6 +219,33 @@ class Recorder:
                         raise UsageError(_undeclared(undeclared))
                     self._files.note_asides(asides)
 
+    def self_check(self, genesis: Genesis, beacon: Beacon) -> None:
+        """Take a part of the recorded steps again, in a fresh job.
+
+        Raises:
+            ReplayError: they do not come out as they were recorded.
+        """
+        r, log = self._files.secret(), self._files.log()
+        job = messages.Replay(
+            program=self._run(genesis, beacon),
+            registered=registered(genesis, r),
+            segments=selfcheck.segments(genesis, log, r, self._files.path),
+            salt_key=seeds.salt_key(r).hex(),
+        )
+        total = sum(segment.stop - segment.start for segment in job.segments)
+        self._progress("self-check", 0, total)
+        for done in selfcheck.compare(self._executor.run(job), log, genesis.spec, self._reference):
+            self._progress("self-check", done, total)
+
+    def _run(self, genesis: Genesis, beacon: Beacon) -> messages.Program:
+        """The program under the seed of this run."""
+        seed = seeds.derive_seed(genesis_digest(genesis), bytes.fromhex(beacon.value), self._files.secret())
+        return self._program(
+            genesis.profile, seed, genesis.recipe.configuration,
+            declared_seed=self._origins.init_seed,
+            order=None if self._origins.order is None else str(self._files.order_path),
+        )  # fmt: skip
+
 
 def _seeds_itself(first: messages.Built, second: messages.Built) -> bool:
     """Whether a recipe that keeps its own randomness draws the same parameters under every seed."""
@@ -239,15 +260,6 @@ def failure(event: messages.Failed) -> PolError:
         "IntegrityError": IntegrityError, "StoreError": StoreError, "UsageError": UsageError,
     }  # fmt: skip
     return kinds.get(event.kind, ReplayError)(event.message)
-
-
-def _hint(key: str) -> str:
-    if not key.startswith("generator/"):
-        return ""
-    return (
-        ". A library may have drawn when it was first imported: import it at the top of the recipe's file, or seed "
-        "this generator in the program, too, after the imports"
-    )
 
 
 def _undeclared(modules: list[str]) -> str:

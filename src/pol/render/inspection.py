@@ -34,6 +34,8 @@ def inspection(console: Console, path: str, result: Summary, claimant: str | Non
         field(console, "Loss", Text(f"{spark(losses, width)}\n{losses[0]:.4g} → {losses[-1]:.4g}, mean per interval"))
     if result.journal is not None:
         field(console, "Journal", Text(_journal(result)))
+        if result.journal.noticed:
+            field(console, "Noticed", Text(clean("the program " + "; ".join(result.journal.noticed))))
     field(console, "Size", Text(_size(result)))
     console.print()
     exact(console, "claimant", claimant)
@@ -69,6 +71,9 @@ def _claims(console: Console, claims: Claims) -> None:
     kept = "every state kept" if claims.keep == 1 else f"every {claims.keep}th state kept"
     intervals = f"{claims.intervals:,} of k = {plural(claims.every, 'step')}, K = {claims.keep:,} ({kept})"
     field(console, "Intervals", Text(intervals))
+    if claims.ignored:
+        said = "evolves in no state, without influence as the program says"
+        field(console, "Ignored", Text(clean(f"{', '.join(claims.ignored)}: {said}")))
     field(console, "Model", Text(f"{plural(claims.parameters, 'parameter')}, rule {claims.rule}"))
     field(console, "Profile", Text(clean(_profile(claims.profile))))
     field(console, "Platform", Text(clean(_platform(claims.platform))))

@@ -10,7 +10,7 @@ import torch
 
 from pol.declaration import Declaration, External, difference
 from pol.errors import ReplayError, UsageError
-from pol.replay import randomness
+from pol.replay import randomness, watch
 from pol.replay.aside import undisturbed
 from pol.replay.data import Collate, Transform
 from pol.replay.frame import Arrival, Frame, Position
@@ -45,6 +45,7 @@ class Driver:
         self._loader: Loader | None = None
         self._declaration: Declaration | None = None
         self._external: list[External] = []
+        self._ignored: list[str] = []
         self._batches_per_step = frame.batches_per_step
         self._entered = False
         self._open = 0  # batches fetched since the last commit
@@ -56,7 +57,7 @@ class Driver:
     # -- the public Run -----------------------------------------------------------------------------------------
 
     def attach(
-        self, *, frozen: Any = None, dynamic: tuple[str, ...] = (),
+        self, *, frozen: Any = None, dynamic: tuple[str, ...] = (), ignored: tuple[str, ...] = (),
         randomness: Literal["derived", "observed"] = "derived", **parts: Any,
     ) -> Any:  # fmt: skip
         """Register everything that evolves; returns the parts as attributes.
@@ -64,6 +65,7 @@ class Driver:
         Args:
             frozen: A module that the training uses and never changes, or several by name: in no state, bound by root.
             dynamic: Hyperparameters that the program changes by itself.
+            ignored: Attributes that evolve and are in no state, and that have no influence (statistics).
             randomness: ``observed``: the program seeds its generators itself, and they are state.
             **parts: Modules, optimizers, schedules, generators, dicts, and objects with a ``state_dict``.
         """
@@ -72,6 +74,7 @@ class Driver:
         if randomness not in ("derived", "observed"):
             raise UsageError(f"attach(randomness={randomness!r}): derived or observed")
         self._external = self._frame.external()
+        self._ignored = sorted({*ignored})
         self._bases = Bases(frozen)
         self._parts = Parts(parts, tuple(dynamic), self._bases)
         if randomness == "observed":
@@ -83,6 +86,7 @@ class Driver:
             self._parts.schedules.repeat(self._start.counts)
             self._restore(self._start.state)
             self._parts.schedules.held = True
+        watch.attached()
         return self._parts.namespace
 
     def epochs(self, n: int) -> Iterator[int]:
@@ -152,7 +156,7 @@ class Driver:
         So are generators, unless the program keeps them itself: then evaluation moves them as it does without a Run.
         """
         self._asides += 1
-        with undisturbed(self._need_parts(), draws=self._kept is not None):
+        with undisturbed(self._need_parts(), draws=self._kept is not None), watch.aside():
             yield
 
     # -- boundaries ---------------------------------------------------------------------------------------------
@@ -231,6 +235,7 @@ class Driver:
             order=loader.order,
             batches=None if loader.order == "derived" else loader.num_batches,
             frozen=self._bases.declared,
+            ignored=self._ignored,
         )
         expected = self._frame.declaration
         if expected is not None:

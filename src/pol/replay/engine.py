@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+from pol.replay import watch
 from pol.replay.driver import Arrived, Driver
 from pol.replay.frame import Arrival, Frame, Position
 from pol.replay.observer import Observer
@@ -32,7 +33,7 @@ def advance(
     """
     driver = drive(frame, start, stop, observer)
     finished = False
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), watch.driving():
         # A schedule that is stepped from 0 before the first optimizer step is our doing, not the user's.
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*optimizer.step")
         try:

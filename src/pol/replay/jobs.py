@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import platform as host
+import contextlib
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pol.errors import PolError, ReplayError
@@ -24,6 +23,7 @@ from pol.messages import (
     Finished,
     JobType,
     Opened,
+    Probe,
     Recorded,
     Replay,
     Segment,
@@ -31,15 +31,18 @@ from pol.messages import (
     Train,
     TrustingReplay,
 )  # fmt: skip
-from pol.profile import Platform, Profile
-from pol.replay import compiling, trusting
+from pol.profile import Profile
+from pol.replay import compiling, hidden, probe, trusting
+from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
+from pol.replay.platforms import this_platform
 from pol.replay.state import State
+from pol.replay.watch import Watch
 from pol.replay.writer import Writer, checkpoint_name
 
 Emit = Callable[[EventType], None]
@@ -63,12 +66,15 @@ def run_job(job: JobType, emit: Emit) -> None:
                 _replay(job, emit)
             case TrustingReplay():
                 trusting.replay(job, emit)
+            case Probe():
+                probe.probe(job, emit)
+                emit(Finished())
     except PolError as error:
         emit(Failed(kind=type(error).__name__, message=str(error)))
     except MemoryError:
-        emit(Failed(kind="ReplayError", message="out of memory"))
+        emit(Failed(kind="ReplayError", message="out of memory", foreign=True))
     except Exception as error:  # the user's program: any error of it is a finding, with the place
-        emit(Failed(kind="ReplayError", message=_explain(error)))
+        emit(Failed(kind="ReplayError", message=_explain(error), foreign=True))
 
 
 def _explain(error: BaseException) -> str:
@@ -84,17 +90,6 @@ def _apply(profile: Profile) -> None:
     torch.use_deterministic_algorithms(profile.deterministic)
     torch.set_float32_matmul_precision(profile.matmul)
     compiling.settle()
-
-
-def this_platform() -> Platform:
-    """What this process runs on."""
-    return Platform(
-        python=host.python_version(),
-        torch=str(torch.__version__),
-        numpy=np.__version__,
-        machine=host.machine(),
-        capability=torch.backends.cpu.get_cpu_capability(),
-    )
 
 
 def _build(job: Build, emit: Emit) -> None:
@@ -136,38 +131,59 @@ class _Progress:
 
 
 def _control(job: Control, emit: Emit) -> None:
+    with shiftable_clocks() if job.reenter else contextlib.nullcontext():
+        emit(_controlled(job))
+
+
+def _controlled(job: Control) -> Controlled:
     entry = Entry(job.program)
     frame = Frame(entry.streams, external=entry.external)
     untouched = Untouched() if job.reenter else None
-    end = advance(entry.make, frame, Position(), stop=job.steps, observer=untouched)
+    watch = Watch(entry.sources)
+    with watch.watching() if job.reenter else contextlib.nullcontext():
+        end = advance(entry.make, frame, Position(), stop=job.steps, observer=untouched)
     if untouched is not None:
         untouched.check(end.loader.data)
     if end.batches_per_step is None:
         raise ReplayError("the program ended without a commit()")
-    root, contents = end.root_now(), end.digests_now()
-    reentry = _reenter(entry, end, contents) if job.reenter else None
-    emit(
-        Controlled(
-            steps=end.step,
-            root=root,
-            batches_per_step=end.batches_per_step,
-            undeclared=entry.undeclared(),
-            platform=this_platform(),
-            reentry=reentry,
-        )
+    root = end.root_now()
+    reentry, evolving = _reenter(entry, end, watch) if job.reenter else (None, [])
+    return Controlled(
+        steps=end.step,
+        root=root,
+        batches_per_step=end.batches_per_step,
+        undeclared=entry.undeclared(),
+        platform=this_platform(),
+        reentry=reentry,
+        hidden=evolving,
+        noticed=watch.noticed,
     )
 
 
-def _reenter(entry: Entry, end: Arrival, expected: dict[str, bytes]) -> str | None:
-    """Take the last step again from a state that was saved and loaded; says where the end differs."""
-    steps = end.step
+def _reenter(entry: Entry, end: Arrival, watch: Watch) -> tuple[str | None, list[str]]:
+    """Take the last step again from a state that was saved and loaded, when the clocks are put forward.
+
+    Says where the end differs: the first entry of the state, and all attributes that are in no state.
+    """
+    steps, expected, hung = end.step, end.digests_now(), hidden.fingerprints(end.parts)
     frame = Frame(entry.streams, end.declaration, end.batches_per_step, entry.external)
     before = advance(entry.make, frame, Position(), stop=steps - 1)
     copied = State({key: tensor.detach().clone() for key, tensor in before.state.tensors.items()})
-    again = advance(entry.make, frame, Position(steps - 1, copied, before.counts), stop=None if end.finished else steps)
+    start = Position(steps - 1, copied, before.counts)
+    try:
+        with watch.watching(shifted=True):
+            again = advance(entry.make, frame, start, stop=None if end.finished else steps)
+    except PolError as error:
+        if not watch.noticed:
+            raise
+        read = "; ".join(map(str, watch.noticed[:3]))
+        raise type(error)(
+            f"when step {steps - 1} was taken again from its saved state: {error}. The program {read}"
+        ) from error
     found = again.digests_now()
     differing = sorted(key for key in {*expected, *found} if expected.get(key) != found.get(key))
-    return differing[0] if differing else None
+    evolving = hidden.evolving(hung, hidden.fingerprints(again.parts), end.declaration.ignored)
+    return differing[0] if differing else None, evolving
 
 
 def _train(job: Train, emit: Emit) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler
 
 from pol.errors import UsageError
-from pol.replay import randomness
+from pol.replay import randomness, watch
 from pol.replay.kept import Kept
 from pol.replay.loader import Committed, Loader, OnItem
 from pol.replay.randomness import GlobalState, Streams
@@ -249,7 +249,8 @@ class _InWorkers:
             for name in ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator",
                          "prefetch_factor", "multiprocessing_context")
         }  # fmt: skip
-        self._batches = iter(DataLoader(given.dataset, **sampler, **same))
+        with watch.ours():
+            self._batches = iter(DataLoader(given.dataset, **sampler, **same))
 
     def skip(self, count: int) -> None:
         """Leave batches out; workers fetch them, since their generators move by it."""
@@ -334,7 +335,8 @@ class StreamLoader(Loader):
             self._kept.rewind()
         else:
             self._kept.begin_epoch()
-        self._batches = iter(self._given)
+        with watch.ours():
+            self._batches = iter(self._given)
         for batch in range(first):
             self._next(epoch, batch)
         if now is not None and self._kept is not None:

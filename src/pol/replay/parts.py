@@ -103,6 +103,16 @@ class Parts:
         """Steps of each counted schedule."""
         return self.schedules.counts
 
+    @property
+    def all_schedules(self) -> dict[str, LRScheduler]:
+        """Every schedule, counted or not."""
+        return self._schedules
+
+    @property
+    def objects(self) -> dict[str, Any]:
+        """What was attached for its ``state_dict`` alone."""
+        return self._objects
+
     def _name_tensors(self) -> None:
         self._names: dict[int, str] = {}
         self.aliases: dict[str, str] = {}

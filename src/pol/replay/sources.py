@@ -48,6 +48,13 @@ def local_sources(reference: str) -> dict[str, Digest]:
     return dict(sorted(found.items()))
 
 
+def source_files(reference: str) -> dict[str, Path]:
+    """Module name to file, for all local modules of a recipe."""
+    root, _, _ = _root(reference)
+    located = {name: _locate(root, name) for name in local_sources(reference)}
+    return {name: path for name, path in located.items() if path is not None}
+
+
 def undeclared_modules(reference: str, sources: dict[str, Digest], before: set[str]) -> list[str]:
     """Local modules that were imported since ``before`` and that ``sources`` lacks (dynamic imports)."""
     root, _, prefix = _root(reference)

@@ -9,7 +9,7 @@ from pol.auditor import Auditor
 from pol.checkpoint import Checkpoint, checkpoint_root, read_entries
 from pol.errors import IntegrityError
 from pol.messages import Controlled, Failed, Segment
-from pol.profile import ARITHMETIC, differences
+from pol.profile import ARITHMETIC, differences, same_software
 from pol.proof.challenge import draw, spans
 from pol.proof.log import counts_after
 from pol.proof.report import Check
@@ -23,6 +23,8 @@ class Platform:
 
     same: bool
     detail: str
+    software: bool = False
+    """Whether torch and numpy are of the recorded releases, so that the program means the same here."""
 
     def mismatch(self, name: str, detail: str) -> Check:
         """Something differs: the prover's failure if this machine gives the profile, else undecided."""
@@ -36,16 +38,18 @@ def control(case: Case, auditor: Auditor) -> Platform:
     here = auditor.control(genesis.profile, genesis.recipe.configuration, seeds.CONTROL_SEED, genesis.control.steps)
     if isinstance(here, Failed):
         return Platform(False, f"The control run does not work here: {here.message}")
+    software = same_software(genesis.platform, here.platform)
     if here.root == genesis.control.root and here.steps == genesis.control.steps:
         if other := differences(genesis.platform, here.platform, ARITHMETIC):
-            return Platform(
-                False, f"The control run agrees, but this machine is not the recorded one ({'; '.join(other)})"
-            )
+            why = f"The control run agrees, but this machine is not the recorded one ({'; '.join(other)})"
+            return Platform(False, why, software)
         return Platform(
             True, "the control run gives the recorded state here, so this machine gives the recorded profile"
         )
     return Platform(
-        False, f"This machine does not give the recorded profile: the control run ends elsewhere ({_why(case, here)})"
+        False,
+        f"This machine does not give the recorded profile: the control run ends elsewhere ({_why(case, here)})",
+        software,
     )
 
 

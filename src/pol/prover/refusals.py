@@ -1,0 +1,52 @@
+"""What a control run found that no replay could give again: refused, with the cause, or said."""
+
+from __future__ import annotations
+
+from pol.errors import ReplayError
+from pol.messages import Controlled
+
+_ADVICE = (
+    "hold it in a buffer, or in an attached object with state_dict and load_state_dict; if it has no influence (a "
+    'statistic, a cache), name it: attach(ignored=("{name}",))'
+)
+
+
+def check_reentry(control: Controlled, hint: str) -> None:
+    """Refuse a program that is another one when it is entered again; ``hint``: what to do to know more.
+
+    Raises:
+        ReplayError: names what differs, and the likely cause.
+    """
+    hidden = control.hidden[0] if control.hidden else None
+    more = f" (so do {len(control.hidden) - 1} others, such as {control.hidden[1]})" if control.hidden[1:] else ""
+    if control.reentry is None:
+        if hidden is None:
+            return
+        raise ReplayError(
+            f"{hidden} changes from step to step and is in no state{more}, so a program that is resumed or replayed "
+            f"would not have it: {_ADVICE.format(name=hidden)}"
+        )
+    differs = (
+        f"this program cannot be entered again: after step {control.steps}, {control.reentry} differs when that step "
+        "is taken from the saved state. "
+    )
+    if control.noticed:
+        read = "; ".join(map(str, control.noticed[:3]))
+        raise ReplayError(f"{differs}The program {read}: no replay can give that again. {hint}")
+    if hidden is not None:
+        raise ReplayError(
+            f"{differs}{hidden} changes from step to step and is in no state{more}: {_ADVICE.format(name=hidden)}. "
+            f"{hint}"
+        )
+    drawn = ""
+    if control.reentry.startswith("generator/"):
+        drawn = (
+            "Or a library drew when the program first imported it: import it at the top of the recipe's file, or seed "
+            "this generator, too. "
+        )
+    raise ReplayError(f"{differs}Something that evolves is not attached, or draws randomness of its own. {drawn}{hint}")
+
+
+def said(control: Controlled) -> list[str]:
+    """What is not refused, because no state depends on it in the first steps, but said."""
+    return list(map(str, control.noticed))
