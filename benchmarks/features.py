@@ -21,7 +21,8 @@ from pol.auditor import LocalAuditor
 from pol.errors import PolError
 from pol.keys import SigningKey
 from pol.profile import Profile
-from pol.proof.policy import EXACT
+from pol.proof.genesis import read_genesis
+from pol.proof.policy import EXACT, Policy
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.verifier import verify
@@ -51,6 +52,7 @@ STATE, OPTIMIZERS, SCHEDULES = "Model state", "Optimizers", "Learning rates and 
 PRECISION, COMPUTING, LOOPS = "Mixed precision", "How it is computed", "Loops"
 AVERAGES, RANDOMNESS, DATA = "Averages and counters", "Randomness", "Data"
 EVALUATION, HIDDEN = "Evaluation", "What evolves unseen"
+LOADERS, OWN, BASES = "Loaders of one's own", "Randomness of one's own", "Frozen bases"
 
 FEATURES = (
     Feature(STATE, "BatchNorm statistics, dropout", "zoo_states.py:Momentum"),
@@ -136,12 +138,48 @@ FEATURES = (
     Feature(DATA, "text, bytes, nested fields", "zoo_loops.py:Texts"),
     Feature(DATA, "sequences: GRU over packed lengths, weights, flags", "zoo_evolving.py:Sequences"),
     Feature(DATA, "transformer with padding mask", "zoo_evolving.py:Transformed"),
+    Feature(DATA, "a dataset that augments while it is read", "zoo_loaders.py:AugmentingBatches"),
     Feature(DATA, "a dataset that differs each time", "zoo_refused.py:UnstableData", refused=True),
+    Feature(DATA, "a dataset with a generator of its own", "zoo_unloadable.py:OwnDataGenerator", refused=True),
     Feature(DATA, "a transform that changes the sample", "zoo_refused.py:InPlace", refused=True),
     Feature(EVALUATION, "evaluation in `aside`, anywhere", "zoo_loops.py:Evaluating"),
     Feature(EVALUATION, "its result drives a schedule", "zoo_schedules.py:Plateau"),
     Feature(EVALUATION, "evaluation that leaves `eval()` on", "zoo_refused.py:StaysInEval", refused=True),
     Feature(HIDDEN, "weights that become NaN or infinite", "zoo_refused.py:Diverging", refused=True),
+    Feature(LOADERS, "`DataLoader(shuffle=True)`", "zoo_loaders.py:Shuffled"),
+    Feature(LOADERS, "`DataLoader(shuffle=False)`", "zoo_loaders.py:Sequential"),
+    Feature(LOADERS, "`WeightedRandomSampler`, with replacement", "zoo_loaders.py:Weighted"),
+    Feature(LOADERS, "a batch sampler with buckets of many sizes", "zoo_loaders.py:Bucketed"),
+    Feature(LOADERS, "a list of batches", "zoo_loaders.py:Batched"),
+    Feature(LOADERS, "hidden state carried from batch to batch", "zoo_loaders.py:Carrying"),
+    Feature(LOADERS, "an `IterableDataset` that shuffles and augments", "zoo_loaders.py:Streaming"),
+    Feature(LOADERS, "an endless generator of batches", "zoo_loaders.py:Generated"),
+    Feature(LOADERS, "an iterator that cannot be begun anew", "zoo_unloadable.py:Iterator", refused=True),
+    Feature(LOADERS, "an iterable of unknown length", "zoo_unloadable.py:NoLength", refused=True),
+    Feature(LOADERS, "a sampler of names", "zoo_unloadable.py:OddSampler", refused=True),
+    Feature(LOADERS, "a loader iterated beside the run", "zoo_silent.py:OwnLoader", refused=True),
+    Feature(LOADERS, "evaluation with a loader, in `aside`", "zoo_silent.py:EvaluationLoader"),
+    Feature(OWN, "own seeds, `shuffle=True`, augmentation in the dataset", "zoo_loaders.py:Own"),
+    Feature(OWN, "the same with worker processes", "zoo_loaders.py:OwnWorkers"),
+    Feature(OWN, "a loader with a generator of its own", "zoo_loaders.py:OwnGenerator"),
+    Feature(OWN, "the same, not attached", "zoo_unloadable.py:Unattached", refused=True),
+    Feature(OWN, "`persistent_workers=True`", "zoo_unloadable.py:Persistent", refused=True),
+    Feature(OWN, "own sampler, with replacement", "zoo_loaders.py:OwnWeighted"),
+    Feature(OWN, "a sampler with hidden state", "zoo_unloadable.py:HiddenSampler", refused=True),
+    Feature(OWN, "accumulation, odd rest of an epoch", "zoo_loaders.py:OwnAccumulating"),
+    Feature(OWN, "a stream that shuffles when it begins", "zoo_loaders.py:OwnStream"),
+    Feature(BASES, "adapters over a frozen base", "zoo_loaders.py:Frozen"),
+    Feature(BASES, "a base whose normalisation goes on learning", "zoo_unloadable.py:ChangesBase", refused=True),
+    Feature(BASES, "a base that is secretly written to", "zoo_unloadable.py:ChangesBaseSecretly", refused=True),
+    Feature(BASES, "a base that the optimizer trains", "zoo_unloadable.py:TrainsBase", refused=True),
+    Feature(BASES, "a base that depends on the seed", "zoo_unloadable.py:DrawsBase", refused=True),
+    Feature(HIDDEN, "a counter in a module", "zoo_silent.py:HiddenCounter", refused=True),
+    Feature(HIDDEN, "a statistic, named in `ignored`", "zoo_silent.py:NamedMeter"),
+    Feature(HIDDEN, "a value in an optimizer", "zoo_silent.py:HiddenInOptimizer", refused=True),
+    Feature(HIDDEN, "half of an object in its `state_dict`", "zoo_silent.py:HalfSaved", refused=True),
+    Feature(HIDDEN, "a generator that hangs on a module", "zoo_silent.py:HiddenGenerator", refused=True),
+    Feature(HIDDEN, "a step that depends on the clock", "zoo_silent.py:ByTheClock", refused=True),
+    Feature(HIDDEN, "a clock that is only printed", "zoo_silent.py:Throughput"),
     Feature(HIDDEN, "an attached object without `state_dict`", "zoo_refused.py:Stateless", refused=True),
 )
 
@@ -158,6 +196,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     intervals: int = 0
     """Replayed, each of one step."""
     message: str = ""
+    level: str = ""
+    """Assurance level that is reached, at most, without a nonce of the verifier's."""
 
 
 def attempt(feature: Feature) -> Result:
@@ -173,12 +213,20 @@ def attempt(feature: Feature) -> Result:
             )
         except PolError as error:
             return Result(**row, verdict="refused", message=one_line(str(error)))
-        report = verify(proof, policy=EXACT, auditor=LocalAuditor(reference, None, InProcess()))
+        report = verify(proof, policy=policy_for(proof), auditor=LocalAuditor(reference, None, InProcess()))
     if str(report.verdict) != "ACCEPT":
         return Result(**row, verdict=str(report.verdict), message=one_line(report.reason()))
     return Result(
-        **row, verdict="exact", steps=max(one.stop for one in report.intervals), intervals=len(report.intervals)
-    )
+        **row, verdict="exact", steps=max(one.stop for one in report.intervals), intervals=len(report.intervals),
+        level=report.assurance.level,
+    )  # fmt: skip
+
+
+def policy_for(proof: Path) -> Policy:
+    """The default policy, but with any order and randomness, and the bases of this run."""
+    declared = read_genesis((proof / "genesis.json").read_bytes()).spec.declaration
+    bases = tuple(base.root.digest for base in declared.frozen)
+    return msgspec.structs.replace(EXACT, assurance="observed", order="any", bases=bases)
 
 
 def one_line(message: str) -> str:
@@ -201,7 +249,10 @@ def markdown(results: list[Result], about: str) -> str:
 
 def table_row(one: Result) -> str:
     """A feature's line."""
-    found = f"{one.intervals} of {one.steps} steps" if one.verdict == "exact" else one.message.replace("|", "\\|")
+    found = one.message.replace("|", "\\|")
+    if one.verdict == "exact":
+        weaker = "" if one.level == "self-seeded" else f", level {one.level}"
+        found = f"{one.intervals} of {one.steps} steps{weaker}"
     return page.row([one.feature, f"`{one.recipe}`", one.verdict, found])
 
 

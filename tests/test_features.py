@@ -47,7 +47,8 @@ def test_an_exact_feature_is_exact(feature):
     assert (found.verdict, found.message) == ("exact", "")
     assert found.steps == found.intervals > 0
     (shown,) = (row[3] for row in ROWS if row[1] == feature.recipe)
-    assert shown == f"{found.intervals} of {found.steps} steps"
+    assert table_row(found).endswith(f"| exact | {shown} |")
+    assert shown.startswith(f"{found.intervals} of {found.steps} steps")
 
 
 def test_what_is_not_accepted_is_not_called_exact():

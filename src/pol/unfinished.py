@@ -29,7 +29,7 @@ from pol.proof.attestation import (
 )  # fmt: skip
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
-from pol.proof.log import Log, decode_record, encode_record, parse_log
+from pol.proof.log import MAX_LINE, Log, decode_record, encode_record, parse_log
 from pol.statetree import StateRoot
 from pol.store import (
     ATTESTATION,
@@ -213,10 +213,20 @@ class Unfinished:
         return path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is half a line
 
     def append(self, record: Origin | Interval, *, kept: bool) -> None:
-        """Add a record to the log; hash the checkpoint while its pages are warm."""
+        """Add a record to the log; hash the checkpoint while its pages are warm.
+
+        Raises:
+            UsageError: the record is longer than any reader takes.
+        """
+        line = encode_record(record)
+        if len(line) > MAX_LINE:
+            raise UsageError(
+                f"the record of an interval has {len(line)} bytes, more than {MAX_LINE}: its learning rates or indices "
+                "are too many; record with a smaller --every"
+            )
         try:
             with (self.path / LOG).open("ab") as file:
-                file.write(encode_record(record))
+                file.write(line)
         except OSError as error:
             raise StoreError(f"{self.path / LOG}: cannot write: {error.strerror}") from None
         if kept:

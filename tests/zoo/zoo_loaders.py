@@ -38,6 +38,25 @@ class Sequential(Loading):
     options = {"shuffle": False, "drop_last": True}  # noqa: RUF012
 
 
+class Working(Loading):
+    """Worker processes that read and augment."""
+
+    options = {"shuffle": True, "num_workers": 2}  # noqa: RUF012
+
+    def data(self):
+        return Noisy(samples())
+
+
+class WorkingBuckets(Loading):
+    """Workers, batches of different sizes, and a collation that draws."""
+
+    def data(self):
+        return Noisy(samples())
+
+    def loader(self):
+        return DataLoader(self.data(), batch_sampler=Buckets(), num_workers=1, collate_fn=shaken)
+
+
 class Weighted(Loading):
     """Drawn with replacement."""
 
@@ -56,6 +75,12 @@ class Buckets(Sampler):
 
     def __len__(self):
         return 5
+
+
+def shaken(items):
+    """A collation that draws."""
+    x = torch.from_numpy(np.stack([item["x"] for item in items]))
+    return {"x": x + 0.1 * torch.rand(4), "y": torch.tensor([item["y"] for item in items])}
 
 
 class Bucketed(Loading):

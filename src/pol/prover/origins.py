@@ -14,6 +14,7 @@ from pol.declaration import Declaration
 from pol.digest import Digest
 from pol.errors import UsageError
 from pol.proof.genesis import DeclaredSeed, Genesis, Parent, Randomness, Release
+from pol.store import MAX_LOG_FILE
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class Origins:
         Raises:
             UsageError: an order of another size; first weights of a recipe with no one model.
         """
+        indices = declaration.epochs * declaration.samples * (len(str(declaration.samples)) + 1)
+        if declaration.order == "recorded" and indices > MAX_LOG_FILE // 2:
+            raise UsageError(
+                f"{declaration.epochs} epochs of {declaration.samples} indices would not fit into a log: let the run "
+                "shuffle (DataLoader(shuffle=True) without randomness='observed')"
+            )
         if self.order is not None and declaration.order != "derived":
             raise UsageError("order: the recipe has a loader with an order of its own")
         if self.order is not None:

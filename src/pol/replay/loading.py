@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, cast
 
 import torch
@@ -99,10 +99,11 @@ def _as_indices(found: Any) -> list[int]:
 
 
 class SampledLoader(Loader):
-    """A ``DataLoader`` whose randomness the run sets; its samples are fetched in this process.
+    """A ``DataLoader`` whose randomness the run sets.
 
     Plain shuffling is the derived order. Any other sampler runs under a stream of the epoch, and what it chose stands
-    in the record.
+    in the record. Each sample is read under its own stream in whatever process, so worker processes, which only a
+    recording uses, change nothing.
     """
 
     def __init__(self, given: DataLoader[Any], streams: Streams) -> None:
@@ -112,6 +113,7 @@ class SampledLoader(Loader):
         self.order = "derived" if _shuffles(given) else "recorded"
         self._chosen: list[list[int]] = []
         self._starts = [0]
+        self._at: tuple[int, int] | None = None
 
     @property
     def num_batches(self) -> int:
@@ -134,11 +136,62 @@ class SampledLoader(Loader):
                 raise UsageError(f"the sampler gave {len(self._chosen)} batches; its length says {self.num_batches}")
         return self._chosen[batch]
 
+    def fetch(self, epoch: int, batch: int, caller: GlobalState | None, on_item: OnItem | None = None) -> Any:
+        """See ``Loader``."""
+        if not self._given.num_workers or on_item is not None:
+            return super().fetch(epoch, batch, caller, on_item)
+        if self._at != (epoch, batch):
+            self._begin(epoch, batch)
+        self._at = epoch, batch + 1
+        return next(self._batches)
+
+    def _begin(self, epoch: int, first: int) -> None:
+        keys = []
+        for batch in range(first, self.num_batches):
+            indices, begin = self.indices(epoch, batch), self._first(epoch, batch)
+            keys.append([(epoch, batch, begin + i, index) for i, index in enumerate(indices)])
+        caller = randomness.save()
+        with watch.ours():
+            self._batches = iter(DataLoader(
+                cast("Any", _Keyed(self.data, self._streams)), batch_sampler=cast("Any", keys),
+                collate_fn=_KeyedCollation(self._collated, self._streams), **_worker_options(self._given),
+            ))  # fmt: skip
+        randomness.load(caller)  # making an iterator draws
+
     def _first(self, epoch: int, batch: int) -> int:
         return super()._first(epoch, batch) if self.order == "derived" else self._starts[batch]
 
     def _collated(self, items: list[Any]) -> Any:
         return self._collate(items if self._given.batch_sampler is not None else items[0])
+
+
+class _Keyed:
+    """A dataset in a worker: each sample is read under its own stream. A key is (epoch, batch, position, index)."""
+
+    def __init__(self, data: Any, streams: Streams) -> None:
+        self._data, self._streams = data, streams
+
+    def __getitem__(self, key: tuple[int, int, int, int]) -> tuple[int, int, Any]:
+        epoch, batch, position, index = key
+        self._streams.sample(epoch, position, index)
+        return epoch, batch, self._data[index]
+
+
+class _KeyedCollation:
+    """A collation in a worker, under the stream of its batch."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], streams: Streams) -> None:
+        self._collate, self._streams = collate, streams
+
+    def __call__(self, found: list[tuple[int, int, Any]]) -> Any:
+        self._streams.collate(*found[0][:2])
+        return self._collate([item for _, _, item in found])
+
+
+def _worker_options(given: DataLoader[Any]) -> dict[str, Any]:
+    """How a loader runs its workers."""
+    names = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor", "multiprocessing_context")
+    return {name: getattr(given, name) for name in names}
 
 
 def _shuffles(given: DataLoader[Any]) -> bool:
@@ -244,11 +297,7 @@ class _InWorkers:
         self._committed, self._noted = committed, deque[list[int]]()
         noting = _Noting(_index_batches(given), self._noted)
         sampler = {"sampler": noting, "batch_size": None} if given.batch_sampler is None else {"batch_sampler": noting}
-        same: dict[str, Any] = {
-            name: getattr(given, name)
-            for name in ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "generator",
-                         "prefetch_factor", "multiprocessing_context")
-        }  # fmt: skip
+        same = {**_worker_options(given), "collate_fn": given.collate_fn, "generator": given.generator}
         with watch.ours():
             self._batches = iter(DataLoader(given.dataset, **sampler, **same))
 

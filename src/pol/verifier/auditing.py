@@ -220,7 +220,7 @@ class _Replay:
         if len(samples) != found.stop - found.start:
             return "the replay does not account for the samples of every step"
         for step, digest in enumerate(samples, start=found.start):
-            expected = sample_list_digest((i, self._leaf(i)) for i in dict.fromkeys(self._indices(step)))
+            expected = sample_list_digest((i, self._leaf(i)) for i in self._indices(step))
             if not hmac.compare_digest(digest, expected):
                 return (
                     f"step {step} used samples that are not the committed ones: your recipe's dataset and the "
@@ -239,7 +239,8 @@ class _Replay:
         if declaration.order == "recorded":
             interval = self._case.log.intervals[step // spec.every]
             begin, first, end = (declaration.batches_before(at, per_step) for at in (interval.start, step, step + 1))
-            return [index for batch in (interval.indices or [])[first - begin : end - begin] for index in batch]
+            chosen = (interval.indices or [])[first - begin : end - begin]
+            return list(dict.fromkeys(index for batch in chosen for index in batch))  # each sample is told once
         epoch, within = divmod(step, declaration.steps_per_epoch(per_step))
         if epoch not in self._orders:
             self._orders = {epoch: self._order(epoch, declaration.samples).tolist()}
