@@ -1,5 +1,6 @@
 """Loaders of one's own, the program's own randomness, frozen bases: recorded, replayed, and forged."""
 
+import contextlib
 import multiprocessing
 import random
 import re
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from pol.attacks.forger import Forger
 from pol.errors import IntegrityError, ReplayError, UsageError
+from pol.messages import Program
+from pol.profile import Profile
 from pol.proof.genesis import read_genesis
 from pol.proof.log import parse_log
 from pol.proof.policy import EXACT
@@ -20,6 +23,7 @@ from pol.proof.report import Verdict
 from pol.proof.sampling import order_needed
 from pol.replay import randomness
 from pol.replay import recipe as recipes_of
+from pol.replay.entry import Entry
 from pol.replay.kept import Kept
 from pol.replay.loader import Committed
 from pol.replay.parts import Attached
@@ -97,6 +101,9 @@ class Plain:
 
     def commit(self, *, loss, skipped=False):
         self.step += 1
+
+    def aside(self):
+        return contextlib.nullcontext()
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if name not in ("OwnUnseeded", "OwnBatches")])
@@ -246,6 +253,28 @@ def test_a_position_beyond_the_words_is_refused():
             states["own"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
             with pytest.raises(IntegrityError, match="position"):
                 kept.load(states)
+    finally:
+        randomness.load(before)
+
+
+def test_what_an_import_draws_moves_nothing(tmp_path):
+    """Libraries draw when they are first imported, or do not: that must not depend on what was imported before."""
+    (tmp_path / "drawing.py").write_text(
+        "import random, numpy, torch, pol\nclass Drawing(pol.Recipe): pass\n"
+        "random.random(), numpy.random.rand(), torch.rand(())\n"
+    )
+    before = randomness.save()
+    try:
+        program = Program(
+            reference=f"{tmp_path / 'drawing.py'}:Drawing", configuration={}, seed="07" * 32, profile=Profile(threads=1)
+        )
+        for declared in (None, 3):
+            entry = Entry(msgspec.structs.replace(program, declared_seed=declared))
+            for _ in range(2):
+                entry.make()
+                found = randomness.save()
+                entry.streams.init() if declared is None else entry.streams.declared(declared)
+                assert randomness.unchanged(found)
     finally:
         randomness.load(before)
 

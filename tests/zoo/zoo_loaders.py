@@ -257,6 +257,23 @@ class OwnAccumulating(Own):
                     run.commit(loss=loss)
 
 
+class OwnEvaluating(Own):
+    """Evaluates after each epoch with a loader, which draws from the same generators."""
+
+    def train(self, run):
+        self.seed()
+        parts = run.attach(**self.build(), **self.attached)
+        loader, held_out = self.loader(), DataLoader(samples(6), batch_size=4, shuffle=True)
+        for _ in run.epochs(self.num_epochs):
+            for batch in run.loader(loader):
+                run.commit(loss=self.step(parts, batch))
+            with run.aside():
+                parts.model.eval()
+                for batch in held_out:
+                    self.loss(parts, batch)
+                parts.model.train()
+
+
 class Carrying(Base):
     """A recurrent network whose hidden state goes on from batch to batch."""
 

@@ -38,7 +38,13 @@ def check_reentry(control: Controlled, hint: str) -> None:
             f"{differs}{hidden} changes from step to step and is in no state{more}: {_ADVICE.format(name=hidden)}. "
             f"{hint}"
         )
-    raise ReplayError(f"{differs}Something that evolves is not attached, or draws randomness of its own. {hint}")
+    drawn = ""
+    if control.reentry.startswith("generator/"):
+        drawn = (
+            "Or a library drew when the program first imported it: import it at the top of the recipe's file, or seed "
+            "this generator, too. "
+        )
+    raise ReplayError(f"{differs}Something that evolves is not attached, or draws randomness of its own. {drawn}{hint}")
 
 
 def said(control: Controlled) -> list[str]:

@@ -12,8 +12,10 @@ from pol.replay.parts import Parts
 
 
 @contextlib.contextmanager
-def undisturbed(parts: Parts) -> Iterator[None]:
+def undisturbed(parts: Parts, *, draws: bool = False) -> Iterator[None]:
     """A context after which generators, modes, buffers, extra state and gradients are as they were.
+
+    With ``draws``, generators stay as what was done inside has left them.
 
     Inside, modules have copies of their buffers, and parameters no gradients. The tensors themselves stay
     untouched, so that a backward pass that is under way outside, or that needs them later, does not see them changed.
@@ -44,6 +46,7 @@ def undisturbed(parts: Parts) -> Iterator[None]:
             module.set_extra_state(state)
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for generator, state in attached:
-            generators.load(generator, state)
-        randomness.load(saved)
+        if not draws:
+            for generator, state in attached:
+                generators.load(generator, state)
+            randomness.load(saved)

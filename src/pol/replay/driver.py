@@ -152,9 +152,12 @@ class Driver:
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """A context for evaluation: generators, modes and buffers are afterwards as they were."""
+        """A context for evaluation: modes and buffers are afterwards as they were.
+
+        So are generators, unless the program keeps them itself: then evaluation moves them as it does without a Run.
+        """
         self._asides += 1
-        with undisturbed(self._need_parts()), watch.aside():
+        with undisturbed(self._need_parts(), draws=self._kept is not None), watch.aside():
             yield
 
     # -- boundaries ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 from pol import canonical
 from pol.declaration import External
 from pol.messages import Program
-from pol.replay import compiling, randomness, sources
+from pol.replay import compiling, sources
 from pol.replay import recipe as recipes
 from pol.replay.openings import FileWatch
 from pol.replay.randomness import Streams
@@ -18,8 +18,7 @@ from pol.replay.recipe import Recipe
 class Entry:
     """Makes the recipe of a program, each time as in a fresh process.
 
-    Generators carry the init stream from before the recipe is imported. It is imported once: entered again, the
-    program finds the generators as its import left them.
+    Generators carry the init stream before the recipe is imported, which happens once, and again before it is made.
     """
 
     def __init__(self, program: Program) -> None:
@@ -38,20 +37,23 @@ class Entry:
         """The recipe, newly made."""
         compiling.forget()
         if self._recipe is None:
-            if self.program.declared_seed is None:
-                self.streams.init()
-            else:
-                self.streams.declared(self.program.declared_seed)
+            self._begin()
             self._watch.start()
             self._recipe = recipes.load(self.program.reference)
-            self._after_import = randomness.save()
             self._read_by_import = self._watch.seen()
         else:
-            randomness.load(self._after_import)
             self._watch.start(self._read_by_import)
+        self._begin()  # anew: some libraries draw when they are first imported
         made = recipes.make(self._recipe, self.program.configuration)
         self.configuration = {key: canonical.tag(value, key) for key, value in made.configuration.items()}
         return made
+
+    def _begin(self) -> None:
+        """Set the generators to where a program begins."""
+        if self.program.declared_seed is None:
+            self.streams.init()
+        else:
+            self.streams.declared(self.program.declared_seed)
 
     def external(self) -> list[External]:
         """The files that import and build have read."""
