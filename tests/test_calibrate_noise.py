@@ -282,8 +282,11 @@ def test_half_precision_is_refused(tmp_path):
 
 
 def last_digit(start, end):
-    key = "parameter/model.4.bias"
-    return {**end, key: np.nextafter(end[key], np.float32(10))}
+    """One element by one unit in its last place: below the floor, however far the tensor has moved since the start."""
+    key = "parameter/model.4.weight"
+    changed = end[key].copy()
+    changed[0, 0] = np.nextafter(changed[0, 0], np.float32(10))
+    return {**end, key: changed}
 
 
 @pytest.mark.parametrize("change", [None, last_digit])
