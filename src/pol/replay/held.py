@@ -1,4 +1,4 @@
-"""What a program holds besides what it attached: attributes of the recipe, locals of its loop, globals of its modules.
+"""What a program holds in no state: attributes of the recipe and of attached things, locals of its loop, globals.
 
 A thing that differs between a run and the same run entered in the middle is what the program forgot to attach, or
 harmless. So this only gathers suspects.
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pol.digest import blake3_bytes
 from pol.replay.parts import Parts
 from pol.replay.places import Places
-from pol.replay.walk import Walk, recorded
+from pol.replay.walk import Walk, hanging, recorded
 from pol.traces import Held
 
 Kind = Literal["optimizer", "schedule", "module", "generator", "value"]
@@ -32,7 +32,7 @@ class Holdings:
     """Looks around in a program."""
 
     def __init__(self, recipe: Any, parts: Parts, places: Places) -> None:
-        self._recipe, self._places = recipe, places
+        self._recipe, self._parts, self._places = recipe, parts, places
         self._known = {*recorded(parts), id(recipe)}
 
     def look(self) -> list[Held]:
@@ -59,6 +59,7 @@ class Holdings:
                     yield from ((f"{module}.{name}.{key}", inner) for key, inner in list(vars(value).items()))
         own = {**vars(type(self._recipe)), **vars(self._recipe)}
         yield from ((f"self.{key}", value) for key, value in own.items() if key != "configuration")
+        yield from hanging(self._parts)
 
 
 def kind_of(value: Any) -> Kind:

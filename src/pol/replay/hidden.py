@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from pol.errors import UsageError
 from pol.replay.parts import Parts
-from pol.replay.walk import Walk, recorded, within
+from pol.replay.walk import Walk, hanging, recorded, within
 
 
 def fingerprints(parts: Parts) -> dict[str, str]:
     """A fingerprint of every hidden value, by a name such as ``model.encoder.calls``."""
     walk = Walk(recorded(parts))
-    for part, module in parts.modules.items():
-        walk.module(part, module)
-    others = {**parts.optimizers, **parts.all_schedules, **parts.objects}
-    for part, thing in others.items():
-        walk.attributes(part, thing)
+    for name, value in hanging(parts):
+        walk.value(name, value)
     return walk.found
 
 

@@ -77,6 +77,14 @@ def recorded(parts: Parts) -> set[int]:
     return {id(thing) for thing in found}
 
 
+def hanging(parts: Parts) -> Iterator[tuple[str, Any]]:
+    """The attributes of all attached things, by names such as ``model.encoder.calls``."""
+    modules = [(f"{part}.{name}", it) for part, module in parts.modules.items() for name, it in module.named_modules()]
+    others = {**parts.optimizers, **parts.all_schedules, **parts.objects}
+    for path, thing in [*modules, *others.items()]:
+        yield from ((f"{_clean(path)}.{name}", value) for name, value in _attributes(thing))
+
+
 class Walk:
     """One look; nothing is looked at twice, nor what is ``known``. Arrays of ``large`` bytes count by their shape."""
 
@@ -86,16 +94,6 @@ class Walk:
         self._kept: list[Any] = []  # so that no id is used twice while we look
         self._seen: set[int] = set()
         self._left = 0
-
-    def module(self, path: str, module: nn.Module) -> None:
-        """The attributes of a module and of all modules in it."""
-        for name, inner in module.named_modules():
-            self.attributes(_clean(f"{path}.{name}"), inner)
-
-    def attributes(self, path: str, thing: Any) -> None:
-        """The attributes of a thing."""
-        for name, value in _attributes(thing):
-            self.value(f"{path}.{name}", value)
 
     def value(self, path: str, value: Any) -> None:
         """A value and all that is in it."""
