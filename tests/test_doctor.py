@@ -151,6 +151,10 @@ UNLOADABLE = {
 
 ON_PARTS = {
     "HiddenCounter": ("attribute", "resume", 9, "* scale", "model.encoder.calls (int)"),
+    "HiddenGenerator": ("attribute", "program", None, "", "model.rng changes from step to step"),
+    "HalfSaved": ("attribute", "program", None, "", "average.count changes from step to step"),
+    "ByTheClock": ("clock", "program", None, "", "reads the clock at zoo_silent.py:"),
+    "OutOfTime": ("clock", "program", None, "", "at zoo_silent.py:"),
     "OwnLoader": ("loader", "program", None, "", "at zoo_silent.py:"),
     "EarlyLoader": ("loader", "program", None, "", "at zoo_silent.py:"),
 }

@@ -109,6 +109,8 @@ REFUSALS = {
     "the program declared something else than before": "build",
     "from a torch DataLoader that the run does not know": "loader",
     "of its own that is not attached, so its state would be lost": "generator",
+    "reads the clock": "clock",
+    "draws fresh randomness": "entropy",
 }
 """Part of a message of this package, to the cause that it names."""
 
