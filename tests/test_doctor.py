@@ -56,6 +56,20 @@ def test_an_honest_training_is_exact(name):
     assert {check.what.rpartition(", ")[2] for check in found.checks[2:]} >= {"between two epochs"}
 
 
+LOADERS = [
+    "Shuffled", "Bucketed", "Augmenting", "Batched", "Streaming", "Own", "OwnGenerator", "OwnStream", "OwnWorkers",
+    "OwnAccumulating", "Carrying", "Frozen",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_an_honest_loader_or_base_is_exact(name):
+    found = ask(recipe(name, "zoo_loaders.py"))
+    assert (found.answer, found.finding, found.remarks) == (Answer.EXACT, None, [])
+    assert found.steps == found.total
+    assert [check.what.partition(" ")[0] for check in found.checks] == ["two", "two", "stopped", "stopped"]
+
+
 def test_it_is_entered_within_an_epoch_and_between_two():
     found = ask(recipe("Exact"))
     assert [(check.what, check.steps) for check in found.checks] == [
@@ -78,6 +92,12 @@ def test_what_was_not_crossed_is_said():
 
 # -- not exact ----------------------------------------------------------------------------------------------------
 
+WORKERS = "at zoo_doctor.py:{}, from a torch DataLoader".format(
+    1 + (ZOO / "zoo_doctor.py").read_text().splitlines().index(
+        "        return super().loss(parts, batch) + 1e-3 * parts.model(next(self.extra)).square().mean()"
+    )
+)  # fmt: skip
+
 # Recipe -> cause, what was compared, the step, and parts of what is said of the place and of the evidence.
 CASES = {
     "UnseededTransform": ("augmentation", "twin", 0, "", "os.urandom was called in step 0 at zoo_doctor.py:"),
@@ -95,7 +115,7 @@ CASES = {
     "Average": ("optimizer", "resume", 5, "self.average.update", "self.average (torch.optim.swa_utils.Av"),
     "Threads": ("flags", "flags", 0, "", "threads is 3; the profile says 1"),
     "Deterministic": ("flags", "flags", 4, "", "deterministic is True; before it was False"),
-    "Workers": ("workers", "resume", 5, "next(self.extra)", "DataLoader(num_workers=0)"),
+    "Workers": ("loader", "program", None, "", WORKERS),
     "RandomSizes": ("build", "builds", None, "", "shape"),
 }
 
@@ -118,8 +138,31 @@ REFUSED = {
     "Unattached": ("refused", "builds", None, "", ""),
 }
 
+UNLOADABLE = {
+    "FreshStream": ("augmentation", "twin", 0, "", "os.urandom was called in step 0 at zoo_unloadable.py:"),
+    "DrawingStream": ("data-state", "resume", 5, "", "shuffling (numpy.random._generator.Generator)"),
+    "HiddenSampler": ("data-state", "resume", 4, "", "zoo_unloadable.Counting.asked (int)"),
+    "OwnDataGenerator": ("data", "builds", None, "", ""),
+    "OwnDrawing": ("data", "builds", None, "", ""),
+    "Unattached": ("generator", "program", None, "", ""),
+    "ChangesBase": ("refused", "program", None, "", "frozen tensor base.1"),
+    "DrawsBase": ("build", "builds", None, "", "frozen[0].root"),
+}
+
+ON_PARTS = {
+    "HiddenCounter": ("attribute", "resume", 9, "* scale", "model.encoder.calls (int)"),
+    "HiddenGenerator": ("attribute", "program", None, "", "model.rng changes from step to step"),
+    "HalfSaved": ("attribute", "program", None, "", "average.count changes from step to step"),
+    "ByTheClock": ("clock", "program", None, "", "reads the clock at zoo_silent.py:"),
+    "OutOfTime": ("clock", "program", None, "", "at zoo_silent.py:"),
+    "OwnLoader": ("loader", "program", None, "", "at zoo_silent.py:"),
+    "EarlyLoader": ("loader", "program", None, "", "at zoo_silent.py:"),
+}
+
 ALL = {**{recipe(name): case for name, case in CASES.items()},
-       **{recipe(name, "zoo_refused.py"): case for name, case in REFUSED.items()}}  # fmt: skip
+       **{recipe(name, "zoo_refused.py"): case for name, case in REFUSED.items()},
+       **{recipe(name, "zoo_unloadable.py"): case for name, case in UNLOADABLE.items()},
+       **{recipe(name, "zoo_silent.py"): case for name, case in ON_PARTS.items()}}  # fmt: skip
 
 
 @pytest.mark.parametrize("reference", ALL, ids=lambda reference: Path(reference).name)
@@ -239,9 +282,9 @@ def test_watching_is_over_afterwards():
     import random
     import time
 
-    before = time.time, os.urandom, random._urandom, random.Random.seed
+    before = time.time, os.urandom, random._urandom, random.Random.seed, sys.getprofile()
     probe(recipe("Clock"), 1)
-    assert (time.time, os.urandom, random._urandom, random.Random.seed) == before
+    assert (time.time, os.urandom, random._urandom, random.Random.seed, sys.getprofile()) == before
 
 
 def test_our_own_clocks_are_not_the_recipes():
@@ -498,7 +541,7 @@ def spawn(*words):
         ("Exact", [], 0, None),
         ("Counter", [], 1, "attribute"),
         ("Entropy", [], 1, "entropy"),
-        ("Workers", ["--set", "workers=2"], 1, "workers"),
+        ("Workers", ["--set", "workers=2"], 1, "loader"),
         ("Deterministic", [], 1, "flags"),
         ("Broken", [], 2, None),
     ],

@@ -5,6 +5,7 @@ import json
 import re
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
@@ -24,7 +25,7 @@ from pol.proof.report import Verdict
 from pol.prover import selfcheck
 from pol.prover.recorder import Recorder
 from pol.render import inspection
-from pol.replay import clocks, hidden, watch
+from pol.replay import clocks, hidden, walk, watch
 from pol.replay.inprocess import InProcess
 from zoo.tools import check, recipes, train
 
@@ -63,6 +64,8 @@ HIDDEN = {
     "HiddenPythonGenerator": "model.rng",
     "HiddenTorchGenerator": "model.rng",
     "HiddenModule": "model.teachers[0].weight",
+    "HiddenOptimizer": "model.second.state[0]['momentum_buffer']",
+    "HiddenObjects": "model.rows[1].sums['loss'][1]",
     "HiddenIterator": "model.names",
     "HiddenInOptimizer": "optimizer.updates",
     "HalfSaved": "average.count",
@@ -82,6 +85,18 @@ def test_without_that_check_it_is_recorded_and_does_not_replay(tmp_path, monkeyp
     monkeypatch.setattr(Recorder, "self_check", lambda *_: None)
     train(SILENT["HiddenCounter"], tmp_path / "p")
     assert verdict(tmp_path / "p", "HiddenCounter") == (Verdict.REJECT, 7)
+
+
+def test_large_arrays_count_by_their_shape_where_that_is_enough():
+    for zeros in (torch.zeros, np.zeros):
+        found = []
+        for large, first in ((None, 0), (None, 1), (32, 0), (32, 1), (33, 0), (33, 1)):
+            values = zeros(4, dtype=(torch if zeros is torch.zeros else np).float64)
+            values[0] = first
+            look = walk.Walk(set(), large=large)
+            look.value("x", [values])
+            found.append(look.found["x[0]"])
+        assert [found[0] == found[1], found[2] == found[3], found[4] == found[5]] == [False, True, False]
 
 
 def test_several_are_counted(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ A process is never told an expected digest: it yields roots, and another process
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -163,20 +163,6 @@ class Built(Event, frozen=True, kw_only=True):
     """Local modules that were imported dynamically, and so are in no digest."""
 
 
-class Noticed(msgspec.Struct, frozen=True, kw_only=True):
-    """A place in the recipe's own code that reads what no replay can give again."""
-
-    kind: Literal["clock", "entropy"]
-    call: str
-    """What was called: ``time.time``."""
-    place: str
-    """Name of the file and line: ``train.py:12``."""
-
-    def __str__(self) -> str:
-        what = "reads the clock" if self.kind == "clock" else "draws fresh randomness"
-        return f"{what} at {self.place} ({self.call})"
-
-
 class Controlled(Event, frozen=True, kw_only=True):
     """A control run's result."""
 
@@ -190,7 +176,7 @@ class Controlled(Event, frozen=True, kw_only=True):
     """Where the state differs when the program is entered again; None if it does not, or was not asked."""
     hidden: list[str] = []
     """Attributes that evolve and are in no state, without those that the program named as without influence."""
-    noticed: list[Noticed] = []
+    noticed: list[Note] = []
     """Reads of the clock and of fresh randomness during the steps, each place once."""
 
 

@@ -47,14 +47,21 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """The recipe asked for something that a second run does not have again, or only by chance."""
 
-    kind: Literal["clock", "entropy", "workers", "loader"]
+    kind: Literal["clock", "entropy"]
     call: str
+    """What was called: ``time.time``."""
     place: str
+    """Name of the file and line: ``train.py:12``."""
     line: str
+    """The source there."""
     step: int | None
     """None: before the first step."""
     fetching: bool = False
     """While a batch was being fetched."""
+
+    def __str__(self) -> str:
+        what = "reads the clock" if self.kind == "clock" else "draws fresh randomness"
+        return f"{what} at {self.place} ({self.call})"
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.utils.data import DataLoader
-from zoo_base import Base, network, samples, sgd
+from zoo_base import Base, network, samples, sgd, update
 from zoo_refused import Looping
 
 
@@ -160,6 +160,27 @@ class HiddenModule(Hung):
     def change(self, parts):
         with torch.no_grad():
             parts.model.teachers[0].weight *= 0.5
+
+
+class HiddenOptimizer(Hung):
+    """An optimizer with momentum that hangs on the model."""
+
+    def hang(self, built):
+        self.other = nn.Linear(2, 2)
+        built["model"].second = sgd(self.other)
+
+    def change(self, parts):
+        update(parts.model.second, self.other(torch.ones(1, 2)).sum())
+
+
+class HiddenObjects(Hung):
+    """An array of Python's objects, whose addresses are no difference."""
+
+    def hang(self, built):
+        built["model"].rows = np.array([Meter(), Meter()], dtype=object)
+
+    def change(self, parts):
+        parts.model.rows[1].sums["loss"][1] += 1
 
 
 class HiddenIterator(Hung):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from zoo_base import Base, samples
-from zoo_loaders import Adapter, Loading, Noisy, Own
+from zoo_loaders import Adapter, Loading, Noisy, Own, Streaming
 
 
 class Endless:
@@ -65,6 +65,41 @@ class ShortStream(Loading):
         for _ in run.epochs(1):
             for batch in run.loader(DataLoader(Short(), batch_size=4), batches=7):
                 run.commit(loss=self.step(parts, batch))
+
+
+class FreshStream(Streaming):
+    """A stream that draws from a generator that nobody seeded."""
+
+    class Fresh(Short):
+        def __iter__(self):
+            rng = np.random.default_rng()
+            for item in samples(20):
+                yield {**item, "x": item["x"] + rng.normal(size=4).astype("float32")}
+
+    def loader(self):
+        return DataLoader(self.Fresh(), batch_size=4)
+
+
+class DrawingStream(Loading):
+    """A stream in an order of a seeded generator that goes on from epoch to epoch, and is in no state."""
+
+    def train(self, run):
+        shuffling = np.random.default_rng(0)
+
+        class Drawing(Short):
+            def __iter__(self):
+                return iter([samples(20)[i] for i in shuffling.permutation(20)])
+
+        parts = run.attach(**self.build())
+        for _ in run.epochs(self.num_epochs):
+            for batch in run.loader(DataLoader(Drawing(), batch_size=4), batches=5):
+                run.commit(loss=self.step(parts, batch))
+
+
+class OwnDrawing(Own):
+    """The same as OwnDataGenerator, in a program that keeps its own randomness."""
+
+    data = OwnDataGenerator.data
 
 
 class Named(Sampler):

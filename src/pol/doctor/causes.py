@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pol.doctor.diagnosis import Suspect
@@ -26,13 +27,13 @@ CAUSES = {
         "sample; never from the clock, the system or default_rng() without a seed.",
     ),
     "data-state": Cause(
-        "the dataset or the transform keeps something between samples",
-        "Make a sample a function of its index and of the rng that transform is given; keep no generator, counter or "
-        "cache that evolves.",
+        "the dataset, the sampler or the transform keeps something between samples",
+        "Make a sample a function of its index and of the rng that transform is given, and an order one of torch's "
+        "generator; keep no generator, counter or cache that evolves.",
     ),
-    "workers": Cause(
-        "a DataLoader of the recipe's own, whose workers and order start anew when the program is entered again",
-        "Take batches from run.batches, which derives the order and seeds every sample in whatever process.",
+    "loader": Cause(
+        "a DataLoader that the run does not know, so its batches would be in no record",
+        "Iterate over run.loader(loader), or take batches from run.batches; evaluate inside `with run.aside():`.",
     ),
     "generator": Cause(
         "a random generator that is not attached",
@@ -106,6 +107,10 @@ REFUSALS = {
     "static hyperparameters changed during the run": "hyperparameters",
     "the learning rate was also changed by hand": "hyperparameters",
     "the program declared something else than before": "build",
+    "from a torch DataLoader that the run does not know": "loader",
+    "of its own that is not attached, so its state would be lost": "generator",
+    "reads the clock": "clock",
+    "draws fresh randomness": "entropy",
 }
 """Part of a message of this package, to the cause that it names."""
 
@@ -119,4 +124,5 @@ def suspect(cause: str, evidence: str, fix: str | None = None) -> Suspect:
 def refusal(message: str) -> Suspect:
     """The cause of a refusal by this package."""
     part, cause = next((pair for pair in REFUSALS.items() if pair[0] in message), (message, "refused"))
-    return suspect(cause, part)
+    place = re.search(r"\bat (\S+:\d+) ", message)
+    return suspect(cause, f"at {place[1]}, {part}" if place and cause != "refused" else part)

@@ -15,6 +15,7 @@ from pol.doctor.comparing import changed_holdings, find_site, first_difference
 from pol.doctor.diagnosis import Answer, Check, Diagnosis, Finding
 from pol.doctor.judging import Evidence, suspects
 from pol.doctor.probing import Prober, ProgramFailed, Run, Start
+from pol.doctor.refusing import refused
 from pol.errors import UsageError
 from pol.executors.local import Executor
 from pol.profile import Profile
@@ -91,6 +92,7 @@ class Examination:
         three = processes.enter_context(self._prober.process(self._profile, isolated=True))
         for point in points:
             self._resume(one, three, first, _start(second, point, folder))
+        self._control(one)
         return first
 
     def _builds(self, one: Executor, two: Executor, leaves: Path) -> None:
@@ -107,6 +109,15 @@ class Examination:
             cause = "data" if ".samples" in changed else "build"
             raise Found(Finding(compared="builds", message=message, suspects=[causes.suspect(cause, changed)]))
         self._checks.append(Check(what="two builds under different seeds"))
+
+    def _control(self, process: Executor) -> None:
+        self._prober.phase("as before recording", 0)
+        try:
+            finding = refused(self._prober.control(process, self._profile))
+        except ProgramFailed as failed:
+            raise self._refused(failed, None) from None
+        if finding is not None:
+            raise Found(finding)
 
     def _first(self, process: Executor) -> Run:
         try:

@@ -63,9 +63,6 @@ def _all(known: Evidence) -> Iterator[Suspect]:
         cause = "threads" if "--threads 1" in known.helps else "operation"
         said = f"{known.site.operation} was given the same inputs and gave another result"
         yield suspect(cause, said, _remedy(known))
-    loaders = [*known.noted("workers", "loader"), *known.noted("workers", "loader", early=True)]
-    if loaders and known.resumed:
-        yield suspect("workers", _says(loaders[0]))
     if known.resumed:
         yield from _of_things(known)
     if known.difference.generators:
@@ -84,9 +81,6 @@ def _all(known: Evidence) -> Iterator[Suspect]:
 
 def _of_data(known: Evidence) -> Iterator[Suspect]:
     fields = ", ".join(known.difference.batch[:3])
-    loaders = [*known.noted("workers", "loader"), *known.noted("workers", "loader", early=True)]
-    if loaders:
-        yield suspect("workers", f"the batch differs ({fields}); {_says(loaders[0])}")
     sources = [*known.noted("entropy", "clock", fetching=True), *known.noted("entropy", early=True)]
     if sources or not known.resumed:
         said = _says(sources[0]) if sources else "a fresh process with the same seed has another batch"

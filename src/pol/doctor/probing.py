@@ -12,9 +12,10 @@ from typing import Any
 from pol.declaration import Declaration
 from pol.errors import ReplayError
 from pol.executors.local import Executor, LocalProcess
-from pol.messages import Build, Built, Failed, Observed, Probe, Probed, Program, Stepped, Traced
+from pol.messages import Build, Built, Controlled, Failed, Observed, Probe, Probed, Program, Stepped, Traced
 from pol.profile import Profile
 from pol.prover import Progress
+from pol.prover.refusals import control_of
 from pol.traces import Observation
 
 SEED = hashlib.sha256(b"pol/doctor/seed").hexdigest()
@@ -112,6 +113,19 @@ class Prober:
             elif isinstance(event, Failed):
                 raise ProgramFailed(event)
             elif isinstance(event, Built):
+                return event
+        raise ReplayError("the training process gave no answer")
+
+    def control(self, process: Executor, profile: Profile) -> Controlled:
+        """The recorder's control run.
+
+        Raises:
+            ProgramFailed: it cannot be made.
+        """
+        for event in process.run(control_of(self._program(profile, SEED))):
+            if isinstance(event, Failed):
+                raise ProgramFailed(event)
+            if isinstance(event, Controlled):
                 return event
         raise ReplayError("the training process gave no answer")
 

@@ -18,7 +18,6 @@ from pol.profile import Profile
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import Beacon
 from pol.proof.genesis import (
-    CONTROL_STEPS,
     Control,
     Dataset,
     Genesis,
@@ -32,7 +31,7 @@ from pol.proof.genesis import (
 from pol.proof.released import released_part
 from pol.prover import selfcheck
 from pol.prover.origins import Origins
-from pol.prover.refusals import check_reentry, said
+from pol.prover.refusals import check_reentry, control_of, said
 from pol.replay.recipe import split_reference
 from pol.replay.sources import local_sources
 from pol.unfinished import Unfinished
@@ -161,9 +160,7 @@ class Recorder:
     def _control(self, profile: Profile, built: messages.Built) -> messages.Controlled:
         self._progress("control run", 0, None)
         program = self._program(profile, seeds.CONTROL_SEED, built.configuration)
-        control = self._ask(
-            messages.Control(program=program, steps=CONTROL_STEPS, reenter=True), messages.Controlled, ""
-        )
+        control = self._ask(control_of(program), messages.Controlled, "")
         if control.undeclared:
             raise UsageError(_undeclared(control.undeclared))
         check_reentry(control, self._hint())

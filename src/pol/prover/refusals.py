@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pol.errors import ReplayError
-from pol.messages import Controlled
+from pol.messages import Control, Controlled, Program
+from pol.proof.genesis import CONTROL_STEPS
 
 _ADVICE = (
     "hold it in a buffer, or in an attached object with state_dict and load_state_dict; if it has no influence (a "
     'statistic, a cache), name it: attach(ignored=("{name}",))'
 )
+
+
+def control_of(program: Program) -> Control:
+    """The control run that is made before a recording."""
+    return Control(program=program, steps=CONTROL_STEPS, reenter=True)
 
 
 def check_reentry(control: Controlled, hint: str) -> None:

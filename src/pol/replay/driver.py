@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 
-from pol.declaration import Declaration, External, difference
+from pol.declaration import Declaration, difference
 from pol.errors import ReplayError, UsageError
 from pol.replay import randomness, watch
 from pol.replay.aside import undisturbed
+from pol.replay.attached import Attached
 from pol.replay.data import Collate, Transform
 from pol.replay.frame import Arrival, Frame, Position
-from pol.replay.frozen import Bases
-from pol.replay.kept import Kept
 from pol.replay.leftovers import Leftovers
 from pol.replay.loader import Loader
 from pol.replay.loading import loader_of
 from pol.replay.observer import Observer
-from pol.replay.parts import Parts
-from pol.replay.state import State
 
 
 class Arrived(BaseException):
@@ -38,21 +36,16 @@ class Driver:
         self._observer = observer
         self.step = start.step
         self.epoch = 0
-        self._parts: Parts | None = None
-        self._bases = Bases({})
-        self._kept: Kept | None = None
+        self._attached: Attached | None = None
         self._epochs: int | None = None
         self._loader: Loader | None = None
         self._declaration: Declaration | None = None
-        self._external: list[External] = []
-        self._ignored: list[str] = []
         self._batches_per_step = frame.batches_per_step
         self._entered = False
         self._open = 0  # batches fetched since the last commit
         self._pending: tuple[float | None, list[float]] | None = None
         self._rates: list[float] | None = None
         self._asides = 0
-        self._flags: dict[str, bool] = {}
 
     # -- the public Run -----------------------------------------------------------------------------------------
 
@@ -69,29 +62,21 @@ class Driver:
             randomness: ``observed``: the program seeds its generators itself, and they are state.
             **parts: Modules, optimizers, schedules, generators, dicts, and objects with a ``state_dict``.
         """
-        if self._parts is not None:
+        if self._attached is not None:
             raise UsageError("attach() was called twice: attach all parts in one call")
-        if randomness not in ("derived", "observed"):
-            raise UsageError(f"attach(randomness={randomness!r}): derived or observed")
-        self._external = self._frame.external()
-        self._ignored = sorted({*ignored})
-        self._bases = Bases(frozen)
-        self._parts = Parts(parts, tuple(dynamic), self._bases)
-        if randomness == "observed":
-            self._kept = Kept(self._parts.generators)
-        self._leftovers = Leftovers(self._parts.optimizers.values())
-        for optimizer in self._parts.optimizers.values():
+        external = self._frame.external()
+        self._attached = Attached(parts, frozen, tuple(dynamic), ignored, randomness, external)
+        optimizers = self._attached.parts.optimizers.values()
+        self._leftovers = Leftovers(optimizers)
+        for optimizer in optimizers:
             optimizer.register_step_pre_hook(self._note_rates)
-        if self._start.state is not None:
-            self._parts.schedules.repeat(self._start.counts)
-            self._restore(self._start.state)
-            self._parts.schedules.held = True
+        self._attached.begin(self._start)
         watch.attached()
-        return self._parts.namespace
+        return self._attached.parts.namespace
 
     def epochs(self, n: int) -> Iterator[int]:
         """The epochs that are left, of ``n``."""
-        if self._parts is None:
+        if self._attached is None:
             raise UsageError("epochs() was called before attach()")
         if self._epochs is not None:
             raise UsageError("epochs() was called twice: a run has one loop over epochs")
@@ -127,7 +112,7 @@ class Driver:
             raise UsageError("loader() was called outside of `for epoch in run.epochs(n)`")
         if self._frame.order is not None:
             raise UsageError("loader() has an order of its own: no other one can be given")
-        return self._batches_of(loader_of(dataloader, self._frame.streams, self._kept, batches))
+        return self._batches_of(loader_of(dataloader, self._frame.streams, self.attached.kept, batches))
 
     def _batches_of(self, loader: Loader) -> Batches:
         if self._loader is not None:
@@ -145,7 +130,7 @@ class Driver:
         value = None if skipped else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
         if value is not None and not -torch.inf < value < torch.inf:
             raise ReplayError(f"step {self.step}: the loss is {value}; the training diverged")
-        self._pending = (value, self._rates if self._rates is not None else self._need_parts().rates())
+        self._pending = (value, self._rates if self._rates is not None else self.attached.parts.rates())
         self._rates = None
         if self._batches_per_step is None:
             self._batches_per_step = self._open
@@ -157,7 +142,7 @@ class Driver:
         So are generators, unless the program keeps them itself: then evaluation moves them as it does without a Run.
         """
         self._asides += 1
-        with undisturbed(self._need_parts(), draws=self._kept is not None), watch.aside():
+        with undisturbed(self.attached.parts, draws=self.attached.kept is not None), watch.aside():
             yield
 
     # -- boundaries ---------------------------------------------------------------------------------------------
@@ -170,14 +155,16 @@ class Driver:
         if self.step == self._stop:
             raise Arrived
         caller: randomness.GlobalState | None
-        if self._kept is not None:
+        if self.attached.kept is not None:
             caller = None  # generators are the program's own
         elif self._open:
             caller = randomness.save()  # a further micro-batch: the step's streams go on
         else:
-            caller = self._frame.streams.step(self.step, self._need_parts().generators)
+            caller = self._frame.streams.step(self.step, self.attached.parts.generators)
         observer = self._observer
+        watch.at(self.step, fetching=True)
         fetched = loader.fetch(self.epoch, batch, caller, observer.item if observer else None)
+        watch.at(self.step, fetching=False)
         if observer:
             chosen = loader.indices(self.epoch, batch) if loader.order == "recorded" else None
             observer.batch(self.step, fetched, chosen)
@@ -210,7 +197,7 @@ class Driver:
         expected = self._declaration.epochs * (self._steps_per_epoch() or 0)
         if self.step != expected:
             raise ReplayError(f"train() returned after {self.step} steps; {expected} were declared")
-        self._bases.check()
+        self.attached.bases.check()
 
     def close(self) -> None:
         """The program has ended, or was left."""
@@ -218,37 +205,13 @@ class Driver:
             self._loader.close()
 
     def _enter(self) -> None:
-        parts, loader = self._need_parts(), self._loader
+        attached, loader, start, expected = self.attached, self._loader, self._start, self._frame.declaration
         assert loader is not None and self._epochs is not None
-        if self._start.state is None and any(parts.counts.values()):
-            raise UsageError("the program steps a schedule before its first batch: step it after an update")
-        if self._start.state is not None:
-            # Once more: what ran between attach and here (the top of an epoch) belongs to an earlier step.
-            self._restore(self._start.state)
-            parts.schedules.held = False
-        self._flags = parts.flags()
-        built = self._state()
-        self._declaration = Declaration(
-            parts=parts.describe(),
-            entries=[] if self._start.state is not None else [entry for entry, _ in built.entries()],
-            aliases=parts.aliases,
-            epochs=self._epochs,
-            samples=loader.samples,
-            batch_size=loader.size,
-            drop_last=loader.drop_last,
-            external=self._external,
-            streams="derived" if self._kept is None else "observed",
-            order=loader.order,
-            batches=None if loader.order == "derived" else loader.num_batches,
-            frozen=self._bases.declared,
-            ignored=self._ignored,
-        )
-        expected = self._frame.declaration
-        if expected is not None:
-            if self._start.state is not None:
-                self._declaration = Declaration(**{**_fields(self._declaration), "entries": expected.entries})
-            if changed := difference(expected, self._declaration):
-                raise ReplayError(f"the program declared something else than before: {changed}")
+        attached.enter(start)
+        known = None if start.state is None else expected.entries if expected else []
+        self._declaration = attached.declare(loader, self._epochs, known)
+        if expected is not None and (changed := difference(expected, self._declaration)):
+            raise ReplayError(f"the program declared something else than before: {changed}")
         self._entered = True
 
     def _close(self, *, final: bool = False) -> None:
@@ -263,32 +226,9 @@ class Driver:
         self._leftovers.step_ends()
         self.step += 1
         if self._observer:
-            parts = self._need_parts()
-            take = self._state if final else self._capture
-            self._observer.closed(self.step - 1, loss, rates, take, dict(parts.counts))
-
-    def _capture(self) -> State:
-        """The state between two steps; what no state holds must be as it was when the program was entered."""
-        parts = self._need_parts()
-        now = parts.flags()
-        changed = [name for name in {**self._flags, **now} if self._flags.get(name) != now.get(name)]
-        if changed:
-            raise ReplayError(
-                f"before step {self.step}: {changed[0]} has changed since the training began. A replay enters with the "
-                "flags that build() gives: set requires_grad there, and evaluate inside run.aside()"
-            )
-        return self._state()
-
-    def _state(self) -> State:
-        """The whole state: that of the parts, and the generators that the program keeps itself."""
-        self._bases.glance()
-        state = self._need_parts().capture()
-        if self._kept is not None:
-            self._kept.capture(state)
-        return state
-
-    def _restore(self, state: State) -> None:
-        self._need_parts().restore(state if self._kept is None else self._kept.restore(state))
+            attached = self.attached
+            take = attached.state if final else partial(attached.state_before, self.step)
+            self._observer.closed(self.step - 1, loss, rates, take, dict(attached.parts.counts))
 
     def _epoch_is_over(self) -> bool:
         per_epoch = self._steps_per_epoch()
@@ -302,26 +242,24 @@ class Driver:
 
     def _note_rates(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._leftovers.updates(optimizer, self.step, closure=bool(args[1:] or kwargs))  # args[0]: itself
-        self._rates = self._need_parts().rates()
+        self._rates = self.attached.parts.rates()
 
-    def _need_parts(self) -> Parts:
-        if self._parts is None:
+    @property
+    def attached(self) -> Attached:
+        """What the program attached."""
+        if self._attached is None:
             raise UsageError("attach() must come first")
-        return self._parts
+        return self._attached
 
     def arrival(self, finished: bool) -> Arrival:
         """What ``advance`` returns."""
         assert self._declaration is not None and self._loader is not None
-        parts = self._need_parts()
+        parts = self.attached.parts
         return Arrival(
-            step=self.step, state=self._state(), counts=dict(parts.counts), declaration=self._declaration,
+            step=self.step, state=self.attached.state(), counts=dict(parts.counts), declaration=self._declaration,
             batches_per_step=self._batches_per_step, loader=self._loader, parts=parts, asides=self._asides,
             finished=finished,
         )  # fmt: skip
-
-
-def _fields(declaration: Declaration) -> dict[str, Any]:
-    return {name: getattr(declaration, name) for name in declaration.__struct_fields__}
 
 
 class Batches:

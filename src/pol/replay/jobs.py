@@ -40,6 +40,7 @@ from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
+from pol.replay.places import Places
 from pol.replay.platforms import this_platform
 from pol.replay.state import State
 from pol.replay.watch import Watch
@@ -139,7 +140,7 @@ def _controlled(job: Control) -> Controlled:
     entry = Entry(job.program)
     frame = Frame(entry.streams, external=entry.external)
     untouched = Untouched() if job.reenter else None
-    watch = Watch(entry.sources)
+    watch = Watch(Places(job.program.reference))
     with watch.watching() if job.reenter else contextlib.nullcontext():
         end = advance(entry.make, frame, Position(), stop=job.steps, observer=untouched)
     if untouched is not None:

@@ -1,13 +1,10 @@
 """The batches of ``run.loader``: a loader of the program's own, whoever sets the generators.
 
-A ``DataLoader`` is taken apart: its dataset, its sampler and its collation decide what a batch is. Where the program
-keeps its own randomness, generators are drawn from exactly as iterating the loader itself would.
+A ``DataLoader`` is taken apart: its dataset, its sampler and its collation decide what a batch is.
 """
 
 from __future__ import annotations
 
-import operator
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, cast
 
@@ -17,7 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from pol.errors import UsageError
 from pol.replay import randomness, watch
 from pol.replay.kept import Kept
-from pol.replay.loader import Committed, Loader, OnItem
+from pol.replay.loader import Loader, OnItem
+from pol.replay.ownloader import OwnLoader, as_indices, index_batches, worker_options
 from pol.replay.randomness import GlobalState, Streams
 
 
@@ -86,18 +84,6 @@ def _length(given: Any) -> int:
         ) from None
 
 
-def _index_batches(given: DataLoader[Any]) -> Iterable[Any]:
-    """What the loader takes indices from; without automatic batching, one index at a time."""
-    return given.sampler if given.batch_sampler is None else given.batch_sampler
-
-
-def _as_indices(found: Any) -> list[int]:
-    try:
-        return [operator.index(index) for index in (found if isinstance(found, list | tuple) else [found])]
-    except TypeError:
-        raise UsageError(f"the sampler gives {str(found)[:60]}: this version records integer indices") from None
-
-
 class SampledLoader(Loader):
     """A ``DataLoader`` whose randomness the run sets.
 
@@ -128,7 +114,7 @@ class SampledLoader(Loader):
         if epoch != self._epoch:
             caller = randomness.save()
             self._streams.sampler(epoch, own_generators(self._given))
-            self._epoch, self._chosen = epoch, [_as_indices(found) for found in _index_batches(self._given)]
+            self._epoch, self._chosen = epoch, [as_indices(found) for found in index_batches(self._given)]
             randomness.load(caller)
             self._starts = [0]
             for chosen in self._chosen:
@@ -155,7 +141,7 @@ class SampledLoader(Loader):
         with watch.ours():
             self._batches = iter(DataLoader(
                 cast("Any", _Keyed(self.data, self._streams)), batch_sampler=cast("Any", keys),
-                collate_fn=_KeyedCollation(self._collated, self._streams), **_worker_options(self._given),
+                collate_fn=_KeyedCollation(self._collated, self._streams), **worker_options(self._given),
             ))  # fmt: skip
         randomness.load(caller)  # making an iterator draws
 
@@ -193,12 +179,6 @@ class _KeyedCollation:
         return self._collate([item for _, _, item in found])
 
 
-def _worker_options(given: DataLoader[Any]) -> dict[str, Any]:
-    """How a loader runs its workers."""
-    names = ("num_workers", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor", "multiprocessing_context")
-    return {name: getattr(given, name) for name in names}
-
-
 def _shuffles(given: DataLoader[Any]) -> bool:
     """Whether a loader does what ``shuffle=True`` does, and nothing else."""
     sampler = given.sampler
@@ -208,149 +188,6 @@ def _shuffles(given: DataLoader[Any]) -> bool:
         and not sampler.replacement
         and sampler.num_samples == len(cast("Sized", given.dataset))
     )
-
-
-class OwnLoader(Loader):
-    """A ``DataLoader`` of a program that keeps its own randomness."""
-
-    def __init__(self, given: DataLoader[Any], kept: Kept) -> None:
-        size = given.batch_size or -(-len(cast("Sized", given.dataset)) // len(given))
-        super().__init__(given.dataset, Streams(bytes(32)), size, bool(given.drop_last), None, None)
-        self._given, self._kept = given, kept
-        self.order = "recorded"
-        self._at: tuple[int, int] | None = None
-        self._noted: list[int] = []
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of a whole epoch."""
-        return len(self._given)
-
-    def indices(self, epoch: int, batch: int) -> list[int]:
-        """Dataset indices of the batch that was fetched last."""
-        return self._noted
-
-    def fetch(self, epoch: int, batch: int, caller: GlobalState | None, on_item: OnItem | None = None) -> Any:
-        """The next batch; entered in the middle of an epoch, its order is drawn again."""
-        if self._at != (epoch, batch):
-            self._begin(batch)
-        self._at = epoch, batch + 1
-        try:
-            self._noted, fetched = self._batches.next(on_item)
-        except StopIteration:
-            raise UsageError(f"the loader ended after {batch} batches; its length says {self.num_batches}") from None
-        return fetched
-
-    def _begin(self, first: int) -> None:
-        if not first:
-            self._kept.begin_epoch()
-            self._batches = self._open()
-            return
-        now = self._kept.now()
-        self._kept.rewind()
-        self._batches = self._open()
-        self._batches.skip(first)
-        self._kept.load(now)
-
-    def _open(self) -> _InProcess | _InWorkers:
-        return _InWorkers(self._given, self._committed) if self._given.num_workers else _InProcess(
-            self._given, self._committed
-        )  # fmt: skip
-
-    def end(self) -> None:
-        """Exhaust the sampler, as a plain loop does: some draw once more at their end."""
-        self._batches.end()
-
-    def close(self) -> None:
-        """See ``Loader``."""
-        if self._at is not None:
-            del self._batches
-            self._at = None
-
-
-class _InProcess:
-    """One epoch of a loader without workers, drawn from generators as torch's own iterator draws."""
-
-    def __init__(self, given: DataLoader[Any], committed: Committed) -> None:
-        self._given, self._committed = given, committed
-        self._indices = iter(_index_batches(given))
-        torch.empty((), dtype=torch.int64).random_(generator=given.generator)  # the base seed of its workers
-
-    def skip(self, count: int) -> None:
-        """Leave batches out, without fetching them."""
-        for _ in range(count):
-            next(self._indices)
-
-    def next(self, on_item: OnItem | None) -> tuple[list[int], Any]:
-        """Indices and content of the next batch."""
-        found = next(self._indices)
-        indices, data = _as_indices(found), cast("Any", self._given.dataset)
-        if on_item:
-            for index in indices:
-                on_item(index, self._committed[index])
-        if self._given.batch_sampler is None:
-            items = data[found]
-        elif getattr(data, "__getitems__", None):  # as torch fetches
-            items = data.__getitems__(found)
-        else:
-            items = [data[index] for index in found]
-        return indices, self._given.collate_fn(items)
-
-    def end(self) -> None:
-        """Nothing may be left."""
-        _exhausted(self._indices)
-
-
-class _InWorkers:
-    """One epoch of a loader with worker processes; what its sampler chose is noted in passing."""
-
-    def __init__(self, given: DataLoader[Any], committed: Committed) -> None:
-        self._committed, self._noted = committed, deque[list[int]]()
-        noting = _Noting(_index_batches(given), self._noted)
-        sampler = {"sampler": noting, "batch_size": None} if given.batch_sampler is None else {"batch_sampler": noting}
-        same = {**_worker_options(given), "collate_fn": given.collate_fn, "generator": given.generator}
-        with watch.ours():
-            self._batches = iter(DataLoader(given.dataset, **sampler, **same))
-
-    def skip(self, count: int) -> None:
-        """Leave batches out; workers fetch them, since their generators move by it."""
-        for _ in range(count):
-            next(self._batches)
-            self._noted.popleft()
-
-    def next(self, on_item: OnItem | None) -> tuple[list[int], Any]:
-        """Indices and content of the next batch."""
-        fetched = next(self._batches)
-        indices = self._noted.popleft()
-        if on_item:
-            for index in indices:
-                on_item(index, self._committed[index])
-        return indices, fetched
-
-    def end(self) -> None:
-        """Nothing may be left."""
-        _exhausted(self._batches)
-
-
-class _Noting:
-    """A sampler that notes what another one chooses."""
-
-    def __init__(self, inner: Iterable[Any], noted: deque[list[int]]) -> None:
-        self._inner, self._noted = inner, noted
-
-    def __iter__(self) -> Iterator[Any]:
-        for found in self._inner:
-            self._noted.append(_as_indices(found))
-            yield found
-
-    def __len__(self) -> int:
-        return len(cast("Sized", self._inner))
-
-
-def _exhausted(left: Iterator[Any]) -> None:
-    nothing = object()
-    if next(left, nothing) is not nothing:
-        raise UsageError("the loader has more batches than its length says")
 
 
 class StreamLoader(Loader):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -19,7 +20,6 @@ from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
 from pol.replay.held import Holdings
 from pol.replay.kept import Kept
-from pol.replay.loader import Loader
 from pol.replay.observer import Observer
 from pol.replay.parts import Parts
 from pol.replay.places import Places
@@ -28,7 +28,7 @@ from pol.replay.recipe import Recipe
 from pol.replay.state import State
 from pol.replay.tensors import content_digest
 from pol.replay.tracing import Tracer
-from pol.replay.watching import Watch, watching
+from pol.replay.watch import Watch
 from pol.replay.writer import checkpoint_name
 from pol.traces import Observation
 
@@ -43,8 +43,9 @@ def probe(job: Probe, emit: Emit) -> None:
     position = Position()
     if job.checkpoint is not None:
         position = Position(job.start, State.load(Path(job.checkpoint)), job.counts)
-    with watching(places) as watch:
-        looking = _Looking(job, emit, entry.make, watch, places)
+    looking = _Looking(job, emit, entry.make, places)
+    watch = Watch(places, everywhere=True)
+    with contextlib.nullcontext() if job.measure else watch.watching():
         try:
             end = advance(looking.make, frame, position, job.stop, looking, looking.drive)
         finally:
@@ -60,36 +61,17 @@ def probe(job: Probe, emit: Emit) -> None:
     )  # fmt: skip
 
 
-class _Driven(Driver):
-    """The ordinary Run, whose parts can be asked for, and which says when it fetches a batch."""
-
-    watch: Watch
-
-    def next_batch(self, loader: Loader, batch: int) -> Any:
-        """What is asked for from here on is asked for by data, transform and collation."""
-        self.watch.step, self.watch.fetching = self.step + (self._pending is not None), True
-        return super().next_batch(loader, batch)
-
-    @property
-    def parts(self) -> Parts:
-        """What the program attached."""
-        return self._need_parts()
-
-
 class _Looking:
     """The observer of a probe."""
 
-    def __init__(
-        self, job: Probe, emit: Emit, make: Callable[[], Recipe], watch: Watch, places: Places
-    ) -> None:  # fmt: skip
-        self._job, self._emit, self._make = job, emit, make
-        self._watch, self._places = watch, places
+    def __init__(self, job: Probe, emit: Emit, make: Callable[[], Recipe], places: Places) -> None:
+        self._job, self._emit, self._make, self._places = job, emit, make, places
         self._batch: dict[str, str] = {}
         self._batches = 0
         self._flags: dict[str, str] = {}
         self._began = 0.0
         self._made: Recipe | None = None
-        self._driver: _Driven | None = None
+        self._driver: Driver | None = None
         self.tracer = Tracer(places)
 
     def make(self) -> Recipe:
@@ -99,8 +81,7 @@ class _Looking:
 
     def drive(self, frame: Frame, start: Position, stop: int | None, observer: Observer | None) -> Driver:
         """The Run of this probe."""
-        self._driver = _Driven(frame, start, stop, observer)
-        self._driver.watch = self._watch
+        self._driver = Driver(frame, start, stop, observer)
         return self._driver
 
     def item(self, index: int, item: Any) -> None:
@@ -115,7 +96,6 @@ class _Looking:
                 name = f"{prefix}{where or 'the sample'}"
                 self._batch[name] = blake3_bytes(frame("pol/probe", kind.encode(), shape, data)).hex()
         self._batches += 1
-        self._watch.fetching = False
         if self._batches > 1:
             return
         self._flags = flags()
@@ -125,7 +105,7 @@ class _Looking:
 
     def _trace(self) -> None:
         assert self._driver is not None
-        self._held = Holdings(self._made, self._driver.parts, self._places, self._driver).look()
+        self._held = Holdings(self._made, self._driver.attached.parts, self._places).look()
         self.tracer.begin()
 
     def closed(
@@ -139,7 +119,7 @@ class _Looking:
             found = self.tracer
             self._emit(Traced(step=step, operations=found.operations, complete=found.complete, held=self._held))
         whole = not self._job.measure or step + 1 == self._job.stop
-        generators = generator_digests(self._driver.parts) if whole else {}
+        generators = generator_digests(self._driver.attached.parts) if whole else {}
         contents: dict[str, str] = {}
         if whole:
             state = take()

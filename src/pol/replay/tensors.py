@@ -52,3 +52,14 @@ def describe(kind: str, name: str, tensor: torch.Tensor) -> Entry:
 def content_digest(tensor: torch.Tensor) -> bytes:
     """BLAKE3-256 of a tensor's bytes."""
     return blake3_bytes(content(tensor))
+
+
+def short_digest(tensor: torch.Tensor) -> str:
+    """A short digest of a tensor's values; one that has none on the CPU has the digest ``-``."""
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+        return "-"
+    try:
+        return content_digest(tensor.resolve_conj().resolve_neg()).hex()[:16]
+    except (RuntimeError, TypeError, NotImplementedError):  # quantised, or a subclass without memory of its own
+        return "-"

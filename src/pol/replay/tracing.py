@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pol.replay.places import BACKWARD, Places
-from pol.replay.tensors import NAMES, content_digest
+from pol.replay.tensors import NAMES, short_digest
 from pol.traces import Operation
 
 MOST = 50_000
@@ -105,26 +105,15 @@ def _inputs(func: Any, args: Any, kwargs: Any) -> Iterator[str]:
     if torch.Tag.nondeterministic_seeded in func.tags:
         generator = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Generator)), None)
         state = torch.get_rng_state() if generator is None else generator.get_state()
-        yield f"generator {digest(state)}"
+        yield f"generator {short_digest(state)}"
 
 
 def _described(value: Any) -> Iterator[str]:
     if isinstance(value, torch.Tensor):
         shape = ",".join(map(str, value.shape))
-        yield f"{NAMES.get(value.dtype, value.dtype)}[{shape}] {digest(value)}"
+        yield f"{NAMES.get(value.dtype, value.dtype)}[{shape}] {short_digest(value)}"
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _described(inner)
     elif isinstance(value, bool | int | float | complex | str):
         yield repr(value)
-
-
-def digest(tensor: torch.Tensor) -> str:
-    """A short digest of a tensor's values; one that has none on the CPU has the digest ``-``."""
-    tensor = tensor.detach()
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-        return "-"
-    try:
-        return content_digest(tensor.resolve_conj().resolve_neg()).hex()[:16]
-    except (RuntimeError, TypeError):  # quantised, or a subclass without memory of its own
-        return "-"

@@ -124,7 +124,7 @@ class _Trusting(Driver):
         """See ``Driver``."""
         namespace = super().attach(**given)
         first = 0
-        for name, optimizer in sorted(self._need_parts().optimizers.items()):
+        for name, optimizer in sorted(self.attached.parts.optimizers.items()):
             optimizer.register_step_pre_hook(partial(self._put_in, name, first))
             optimizer.register_step_post_hook(self._take_out)
             first += sum("lr" in group for group in optimizer.param_groups)

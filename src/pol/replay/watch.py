@@ -5,18 +5,17 @@ Between ``attach`` and the end of a program, and outside of ``run.aside()``:
 - a ``torch.utils.data.DataLoader`` that is iterated is refused, because its batches would be in no record; in every
   run, since it costs nothing;
 - reads of a clock, or of randomness that nobody can give again, are noticed with their place in the recipe's own
-  code: in the control run alone, since it takes a callback at every call. There, clocks can also be put forward.
+  code: in the control run and by the doctor, since it takes a callback at every call. Clocks can also be put forward.
 """
 
 from __future__ import annotations
 
 import contextlib
 import linecache
-import os
 import random
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType, ModuleType
 from typing import Any, Literal, NoReturn
@@ -25,11 +24,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from pol.errors import UsageError
-from pol.messages import Noticed
 from pol.replay import clocks
+from pol.replay.places import Places, describe
+from pol.traces import Note
+
+MAX_NOTES = 1000
+"""Most notes that are kept, of all steps."""
 
 MAX_NOTICED = 32
-"""Places that are kept: whoever has read that many will look for the rest."""
+"""Places that are told: whoever has read that many will look for the rest."""
 
 # --- the program that is being driven
 
@@ -43,6 +46,8 @@ class _Now:
     """How many contexts are open in which it may do as it likes."""
     ours: int = 0
     """How many contexts are open in which the run itself makes an iterator."""
+    step: int | None = None
+    fetching: bool = False
     watch: Watch | None = None
 
     @property
@@ -64,6 +69,8 @@ def driving() -> Iterator[None]:
     DataLoader.__iter__ = _guarded_iter(iterate)  # type: ignore[method-assign]
     _BaseDataLoaderIter.__next__ = _guarded_next(following)  # type: ignore[method-assign, assignment]
     profiler = sys.getprofile()
+    if _now.watch and _now.watch.everywhere:
+        _now.watch.begin()
     try:
         yield
     finally:
@@ -80,6 +87,11 @@ def attached() -> None:
     _now.attached = True
     if _now.watch:
         _now.watch.begin()
+
+
+def at(step: int, *, fetching: bool) -> None:
+    """The program has come to this step: its data is asked for a batch, or what follows is done with one."""
+    _now.step, _now.fetching = step, fetching
 
 
 @contextlib.contextmanager
@@ -127,9 +139,21 @@ def _guarded_next(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _refuse_loader() -> NoReturn:
     raise UsageError(
-        "the program takes batches from a torch DataLoader that the run does not know, so they would be in no record: "
-        "iterate over run.loader(loader) or run.batches(...), and evaluate inside run.aside()"
+        f"the program takes batches at {_where()} from a torch DataLoader that the run does not know, so they would be "
+        "in no record: iterate over run.loader(loader) or run.batches(...), and evaluate inside run.aside()"
     )
+
+
+def _where() -> str:
+    """The innermost line of the recipe on the stack; where nobody knows what is the recipe's, of no module of torch."""
+    frame: FrameType | None = sys._getframe(1)
+    place = _now.watch.places.find(frame)[0] if _now.watch else ""
+    while not place and frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if name != __name__ and name.partition(".")[0] != "torch":
+            place, _ = describe(frame)
+        frame = frame.f_back
+    return place
 
 
 # --- what is noticed
@@ -155,17 +179,25 @@ _UNRELATED = ("tempfile", "multiprocessing", "importlib", "pol", "subprocess", "
 
 
 class Watch:
-    """Notices what a program reads, from ``attach`` on; ``own`` are the names of its local modules."""
+    """Notices what a recipe reads; ``everywhere``: before ``attach`` and in asides, too."""
 
-    def __init__(self, own: Collection[str]) -> None:
-        self._own = set(own)
-        self._found: dict[tuple[str, str], Noticed] = {}
+    def __init__(self, places: Places, *, everywhere: bool = False) -> None:
+        self.places, self.everywhere = places, everywhere
+        self._notes: dict[tuple[Any, ...], Note] = {}
         self._shifted = False
 
     @property
-    def noticed(self) -> list[Noticed]:
-        """The places, in the order in which they were met."""
-        return list(self._found.values())
+    def notes(self) -> list[Note]:
+        """What was read in which step, in the order in which it was."""
+        return list(self._notes.values())
+
+    @property
+    def noticed(self) -> list[Note]:
+        """The first note of each place."""
+        found: dict[tuple[str, str], Note] = {}
+        for note in self._notes.values():
+            found.setdefault((note.kind, note.place), note)
+        return list(found.values())[:MAX_NOTICED]
 
     @contextlib.contextmanager
     def watching(self, *, shifted: bool = False) -> Iterator[None]:
@@ -181,15 +213,15 @@ class Watch:
             _waiting.pop()
 
     def begin(self) -> None:
-        """The program has attached its parts."""
+        """From here on."""
         clocks.put_forward(clocks.SHIFT if self._shifted else 0)
         sys.setprofile(self._called)
 
     def _called(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call":
-            if getattr(argument, "__name__", None) in _NAMES and not _now.aside:
+            if getattr(argument, "__name__", None) in _NAMES:
                 self._read(frame, argument)
-        elif event == "call" and frame.f_code is _SEED and not _now.aside and _is_unseeded(frame):
+        elif event == "call" and frame.f_code is _SEED and _is_unseeded(frame):
             self._note("entropy", "random.seed", frame)
 
     def _read(self, frame: FrameType, function: Any) -> None:
@@ -211,7 +243,10 @@ class Watch:
 
     def _note(self, kind: Literal["clock", "entropy"], call: str, frame: FrameType | None) -> None:
         """Keep the place, if it is the recipe's own code that reads."""
-        while frame is not None and (name := str(frame.f_globals.get("__name__"))) not in self._own:
+        if _now.aside and not self.everywhere:
+            return
+        while frame is not None and not self.places.is_own(frame.f_code.co_filename):
+            name = str(frame.f_globals.get("__name__"))
             top = name.partition(".")[0]
             if top in _UNRELATED and name != clocks.__name__:
                 return
@@ -220,10 +255,11 @@ class Watch:
             if top == "torch" and name != "torch.random":
                 return
             frame = frame.f_back
-        if frame is None or len(self._found) >= MAX_NOTICED:
+        if frame is None or len(self._notes) >= MAX_NOTES:
             return
-        place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
-        self._found.setdefault((kind, place), Noticed(kind=kind, call=call, place=place))
+        place, line = describe(frame)
+        note = Note(kind=kind, call=call, place=place, line=line, step=_now.step, fetching=_now.fetching)
+        self._notes.setdefault((kind, call, place, _now.step, _now.fetching), note)
 
 
 def _is_unseeded(frame: FrameType) -> bool:
