@@ -22,7 +22,7 @@ LEVELS = {
     "verifier-seeded": "your nonce decided all randomness",
     "self-seeded": "the run's own seed decided all randomness",
     "seed-declared": "the claimant chose the seed of the first weights",
-    "observed": "the claimant chose first weights or order, which were only tested",
+    "observed": "first weights, order or generators do not follow from the seed of the run",
     "broken": "known forgeries pass this procedure: it shows nothing",
     "none": "not accepted",
 }
