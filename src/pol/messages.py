@@ -161,6 +161,8 @@ class Built(Event, frozen=True, kw_only=True):
     platform: Platform
     undeclared: list[str]
     """Local modules that were imported dynamically, and so are in no digest."""
+    torch_generator: str = ""
+    """Digest of the state in which the build left torch's generator: the same under every seed if it was seeded."""
 
 
 class Controlled(Event, frozen=True, kw_only=True):

@@ -38,6 +38,11 @@ class Origins:
         if self.start is not None and not self.start.is_file():
             raise UsageError(f"{self.start}: no such file of first weights")
 
+    @property
+    def drawn(self) -> bool:
+        """Whether first weights are drawn from the seed of the run."""
+        return self.init_seed is None and self.start is None
+
     def randomness(self, declaration: Declaration, *, seeded: bool) -> Randomness:
         """What the genesis says of it; ``seeded``: the recipe draws its first weights under a seed of its own."""
         initial: Any = self.start_kind if self.start else "recipe" if seeded else "derived"

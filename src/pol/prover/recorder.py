@@ -31,7 +31,7 @@ from pol.proof.genesis import (
 from pol.proof.released import released_part
 from pol.prover import selfcheck
 from pol.prover.origins import Origins
-from pol.prover.refusals import check_reentry, control_of, said
+from pol.prover.refusals import check_reentry, check_seeds, control_of, said
 from pol.replay.recipe import split_reference
 from pol.replay.sources import local_sources
 from pol.unfinished import Unfinished
@@ -69,6 +69,8 @@ class Recorder:
         declaration = first.declaration
         release = released_part(declaration)
         self._origins.check(declaration, release)
+        if self._origins.drawn:
+            check_seeds(first, second)
         control = self._control(profile, first)
         sources = local_sources(self._reference)
         genesis = Genesis(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pol.errors import ReplayError
+from pol.errors import ReplayError, UsageError
 from pol.messages import Control, Controlled, Program
 from pol.proof.genesis import CONTROL_STEPS
 
@@ -51,6 +51,21 @@ def check_reentry(control: Controlled, hint: str) -> None:
             "this generator, too. "
         )
     raise ReplayError(f"{differs}Something that evolves is not attached, or draws randomness of its own. {drawn}{hint}")
+
+
+def check_seeds(first: Built, second: Built) -> None:
+    """Refuse a program that seeds torch itself and does not say so: no verifier would take its first weights.
+
+    Raises:
+        UsageError: with the two ways out.
+    """
+    parameters = [key for key in first.contents if key.startswith("parameter/")]
+    same = bool(parameters) and all(first.contents[key] == second.contents[key] for key in parameters)
+    if first.declaration.streams == "derived" and same and first.torch_generator == second.torch_generator:
+        raise UsageError(
+            "the program seeds torch itself, so its first weights are the same under every seed, and a verifier would "
+            'reject them: leave torch.manual_seed out, or keep your own randomness, attach(randomness="observed")'
+        )
 
 
 def said(control: Controlled) -> list[str]:

@@ -31,8 +31,8 @@ _WORDS = {"root": "the state after them", "batches": "the batches", "loss": "the
 def places(spec: Spec, r: bytes) -> list[tuple[int, int]]:
     """From which kept state to which step.
 
-    One interval at random; then, within ``SHARE``, the steps from the last kept state to the end, and further
-    intervals at random. Random is what follows from the secret r: nobody can foresee it, and a recording that is
+    One interval at random, and the first that begins in the second epoch: what a program keeps beside its state shows
+    there. Then, within ``SHARE``, the steps from the last kept state to the end, and further intervals at random. Random is what follows from the secret r: nobody can foresee it, and a recording that is
     resumed is looked at in the same places. The first state is a choice only if it is the one kept: a verifier enters
     in the middle, too.
     """
@@ -41,6 +41,9 @@ def places(spec: Spec, r: bytes) -> list[tuple[int, int]]:
     order = drawn.sample(starts[1:] or starts, min(len(starts[1:] or starts), MOST))
     intervals = [(start, min(start + spec.every, spec.steps)) for start in order]
     chosen = dict(intervals[:1])
+    second = next((start for start in starts if start >= spec.steps // spec.declaration.epochs), None)
+    if second is not None:
+        chosen[second] = min(second + spec.every, spec.steps)
     left = spec.steps // SHARE - sum(stop - start for start, stop in chosen.items())
     for start, stop in [(starts[-1], spec.steps), *intervals[1:]]:
         further = stop - chosen.get(start, start)

@@ -50,7 +50,7 @@ class Driver:
     # -- the public Run -----------------------------------------------------------------------------------------
 
     def attach(
-        self, *, frozen: Any = None, dynamic: tuple[str, ...] = (), ignored: tuple[str, ...] = (),
+        self, *unnamed: Any, frozen: Any = None, dynamic: tuple[str, ...] = (), ignored: tuple[str, ...] = (),
         randomness: Literal["derived", "observed"] = "derived", **parts: Any,
     ) -> Any:  # fmt: skip
         """Register everything that evolves; returns the parts as attributes.
@@ -62,6 +62,8 @@ class Driver:
             randomness: ``observed``: the program seeds its generators itself, and they are state.
             **parts: Modules, optimizers, schedules, generators, dicts, and objects with a ``state_dict``.
         """
+        if unnamed:
+            raise UsageError("attach() takes every part under a name: run.attach(model=model, optimizer=optimizer)")
         if self._attached is not None:
             raise UsageError("attach() was called twice: attach all parts in one call")
         external = self._frame.external()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,23 +23,18 @@ class Bases:
     """
 
     def __init__(self, given: Any) -> None:
-        modules = {"base": given} if isinstance(given, nn.Module) else dict(given or {})
-        for name, module in modules.items():
-            if not isinstance(module, nn.Module):
-                raise UsageError(f"attach(frozen=...): {name} is a {type(module).__name__}, not a torch.nn.Module")
-        self._modules: dict[str, nn.Module] = modules
+        self._given = _named(given)
         self._tensors = {
-            f"{name}.{key}": tensor
-            for name, module in modules.items()
-            for key, tensor in [*module.named_parameters(), *module.named_buffers()]
+            f"{name}.{key}": tensor for name, base in self._given.items() for key, tensor in _all_tensors(base).items()
         }
         self._memory = {_memory(tensor) for tensor in self._tensors.values()}
         for key, tensor in self._tensors.items():
             if tensor.requires_grad:
                 raise UsageError(
-                    f"frozen tensor {key} still asks for gradients: call requires_grad_(False) on the base"
+                    f"frozen tensor {key} still asks for gradients: call requires_grad_(False) on the base. If adapters "
+                    "are inside of it, give what is frozen alone: frozen=model.state_dict() from before they were put in"
                 )
-        self.declared = [Frozen(name=name, root=_root(module)) for name, module in sorted(modules.items())]
+        self.declared = [Frozen(name=name, root=_root(base)) for name, base in sorted(self._given.items())]
         """Each with its root, as it was attached."""
         self._versions = self._versions_now()
 
@@ -67,7 +63,7 @@ class Bases:
             ReplayError: names the base.
         """
         for known in self.declared:
-            if _root(self._modules[known.name]) != known.root:
+            if _root(self._given[known.name]) != known.root:
                 raise ReplayError(f"frozen base {known.name!r} is not what it was when it was attached")
 
     def _versions_now(self) -> dict[str, int]:
@@ -78,8 +74,34 @@ def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _root(module: nn.Module) -> Root:
-    found = module.state_dict()
+def _named(given: Any) -> dict[str, nn.Module | dict[str, torch.Tensor]]:
+    """The bases by name: of one module or ``state_dict``, or of several in a dict."""
+    if given is None:
+        return {}
+    if isinstance(given, nn.Module) or (
+        isinstance(given, Mapping) and given and all(isinstance(value, torch.Tensor) for value in given.values())
+    ):
+        given = {"base": given}
+    found = {}
+    for name, base in dict(given).items():
+        if isinstance(base, Mapping) and all(isinstance(value, torch.Tensor) for value in base.values()):
+            base = dict(base)
+        elif not isinstance(base, nn.Module):
+            raise UsageError(
+                f"attach(frozen=...): {name} is a {type(base).__name__}, neither a torch.nn.Module nor a state_dict"
+            )
+        found[name] = base
+    return found
+
+
+def _all_tensors(base: nn.Module | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if isinstance(base, nn.Module):
+        return {key: tensor for key, tensor in [*base.named_parameters(), *base.named_buffers()]}
+    return base
+
+
+def _root(base: nn.Module | dict[str, torch.Tensor]) -> Root:
+    found = base.state_dict() if isinstance(base, nn.Module) else base
     if odd := [name for name, value in found.items() if not isinstance(value, torch.Tensor)]:
         raise UsageError(f"the state_dict of a frozen base holds {odd[0]}, which is no tensor: this version takes none")
     return base_root((name, dtype_name(t, name), list(t.shape), content_digest(t)) for name, t in found.items())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pol.errors import PolError, ReplayError
+from pol.errors import PolError, ReplayError, UsageError
 from pol.interval import Interval
 from pol.messages import (
     Build,
@@ -43,6 +43,7 @@ from pol.replay.origin import compare, dressed
 from pol.replay.places import Places
 from pol.replay.platforms import this_platform
 from pol.replay.state import State
+from pol.replay.tensors import content_digest
 from pol.replay.watch import Watch
 from pol.replay.writer import Writer, checkpoint_name
 
@@ -93,6 +94,28 @@ def _apply(profile: Profile) -> None:
     compiling.settle()
 
 
+def _check_flags(profile: Profile) -> None:
+    """Refuse a program that sets what the profile says: the genesis would name another one than trained.
+
+    Raises:
+        UsageError: names the setting, and the option that takes its place.
+    """
+    found = {
+        "threads": (torch.get_num_threads(), profile.threads, "--threads"),
+        "deterministic algorithms": (
+            torch.are_deterministic_algorithms_enabled(), profile.deterministic, "--deterministic",
+        ),
+        "precision of matrix products": (
+            torch.get_float32_matmul_precision(), profile.matmul, "Profile(matmul=...)",
+        ),
+    }  # fmt: skip
+    for name, (now, declared, instead) in found.items():
+        if now != declared:
+            raise UsageError(
+                f"the program sets {name} to {now}, the profile that is signed says {declared}: leave that to {instead}"
+            )
+
+
 def _build(job: Build, emit: Emit) -> None:
     entry = Entry(job.program)
     arrival = advance(entry.make, Frame(entry.streams, external=entry.external), Position(), stop=0)
@@ -116,6 +139,7 @@ def _build(job: Build, emit: Emit) -> None:
             comparisons=comparisons,
             platform=this_platform(),
             undeclared=entry.undeclared(),
+            torch_generator=content_digest(torch.get_rng_state()).hex(),
         )
     )
 
@@ -147,6 +171,7 @@ def _controlled(job: Control) -> Controlled:
         untouched.check(end.loader.data)
     if end.batches_per_step is None:
         raise ReplayError("the program ended without a commit()")
+    _check_flags(job.program.profile)
     root = end.root_now()
     reentry, evolving = _reenter(entry, end, watch) if job.reenter else (None, [])
     return Controlled(

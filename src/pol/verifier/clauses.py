@@ -61,16 +61,18 @@ def assured(case: Case) -> Checks:
             "your policy demands a run that answers a nonce of yours: say which nonce you gave, and for which genesis",
         )
         return
-    if LEVELS.index(found) < LEVELS.index(demanded):
+    needed = order_needed(case.genesis, case.log.intervals)
+    lower, freer = LEVELS.index(found) < LEVELS.index(demanded), ORDERS.index(needed) > ORDERS.index(case.policy.order)
+    options = " ".join([*([f"--assurance {found}"] if lower else []), *([f"--order {needed}"] if freer else [])])
+    if lower:
         raise IntegrityError(
             f"this run reaches assurance level {found!r} ({_why(case)}), your policy demands {demanded!r}; "
-            f"--assurance {found} takes it"
+            f"{options} takes it"
         )
-    needed = order_needed(case.genesis, case.log.intervals)
-    if ORDERS.index(needed) > ORDERS.index(case.policy.order):
+    if freer:
         raise IntegrityError(
             f"{_ORDERED[case.genesis.randomness.order]}; your policy demands {_DEMANDED[case.policy.order]}; "
-            f"--order {needed} takes it"
+            f"{options} takes it"
         )
     yield passed("assurance", f"level {found!r}; the policy demands {demanded!r}")
 
