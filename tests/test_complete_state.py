@@ -388,7 +388,7 @@ def test_row_10_evaluations_are_repeated_and_undone(name, tmp_path):
 def test_row_10_an_evaluation_that_is_not_set_aside_changes_the_training(name, undoes, monkeypatch):
     quiet = end(name)
     assert machine(name).whole.asides == undoes
-    monkeypatch.setattr(driver, "undisturbed", lambda parts: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "undisturbed", lambda *_, **__: contextlib.nullcontext())
     found = None
     with contextlib.suppress(ReplayError):  # modes that an evaluation leaves behind are refused
         found = end(name)

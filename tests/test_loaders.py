@@ -153,7 +153,9 @@ def test_the_order_that_a_policy_must_take(name, needed, proofs):
 def test_the_default_policy_wants_the_seed_to_say_all(name, proofs):
     report = check(proofs(name), HONEST[name])
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 4)
-    assert "--assurance observed takes it" in report.reason()
+    needed = order_needed(genesis_of(proofs(name)), log_of(proofs(name)).intervals)
+    options = "--assurance observed" + ("" if needed == "derived" else f" --order {needed}")
+    assert f"{options} takes it" in report.reason()
 
 
 def test_the_verdict_names_what_is_weaker(proofs):
@@ -315,7 +317,7 @@ REFUSED = {
     "TrainsBase": "nothing that is frozen",
     "DrawsBase": "depends on the seed",
     "WantsGradients": "requires_grad_\\(False\\)",
-    "NoModule": "not a torch.nn.Module",
+    "NoModule": "neither a torch.nn.Module nor a state_dict",
 }
 
 

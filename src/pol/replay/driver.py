@@ -56,6 +56,7 @@ class Driver:
         """Register everything that evolves; returns the parts as attributes.
 
         Args:
+            *unnamed: Nothing: every part has a name.
             frozen: A module that the training uses and never changes, or several by name: in no state, bound by root.
             dynamic: Hyperparameters that the program changes by itself.
             ignored: Attributes that evolve and are in no state, and that have no influence (statistics).

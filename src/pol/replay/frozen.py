@@ -31,8 +31,9 @@ class Bases:
         for key, tensor in self._tensors.items():
             if tensor.requires_grad:
                 raise UsageError(
-                    f"frozen tensor {key} still asks for gradients: call requires_grad_(False) on the base. If adapters "
-                    "are inside of it, give what is frozen alone: frozen=model.state_dict() from before they were put in"
+                    f"frozen tensor {key} still asks for gradients: call requires_grad_(False) on the base. If "
+                    "adapters are inside of it, give what is frozen alone: frozen=model.state_dict(), taken before "
+                    "they were put in"
                 )
         self.declared = [Frozen(name=name, root=_root(base)) for name, base in sorted(self._given.items())]
         """Each with its root, as it was attached."""
@@ -96,7 +97,7 @@ def _named(given: Any) -> dict[str, nn.Module | dict[str, torch.Tensor]]:
 
 def _all_tensors(base: nn.Module | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if isinstance(base, nn.Module):
-        return {key: tensor for key, tensor in [*base.named_parameters(), *base.named_buffers()]}
+        return dict([*base.named_parameters(), *base.named_buffers()])
     return base
 
 

@@ -120,9 +120,9 @@ class _Trusting(Driver):
         self._declared, self._claimed, self._from = rates, claimed, start.step
         self._recipes_own: list[dict[str, Any]] = []
 
-    def attach(self, **given: Any) -> Any:
+    def attach(self, *unnamed: Any, **given: Any) -> Any:
         """See ``Driver``."""
-        namespace = super().attach(**given)
+        namespace = super().attach(*unnamed, **given)
         first = 0
         for name, optimizer in sorted(self.attached.parts.optimizers.items()):
             optimizer.register_step_pre_hook(partial(self._put_in, name, first))
