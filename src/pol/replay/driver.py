@@ -289,6 +289,7 @@ class Driver:
 
     def _restore(self, state: State) -> None:
         self._need_parts().restore(state if self._kept is None else self._kept.restore(state))
+        self._bases.restored()
 
     def _epoch_is_over(self) -> bool:
         per_epoch = self._steps_per_epoch()
