@@ -3,16 +3,20 @@
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from pol.attacks.forger import Forger
-from pol.errors import IntegrityError
+from pol.errors import IntegrityError, UsageError
+from pol.proof.genesis import genesis_digest
+from pol.proof.policy import EXACT
 from pol.proof.report import Verdict
+from pol.release import write_model
 from pol.replay import randomness
 from pol.replay.kept import Kept
-from test_loaders import HONEST, LOOSE
+from test_loaders import HONEST, LOOSE, genesis_of, policy_for
 from zoo.tools import KEY, check, train
 
 RED = Path(__file__).parent / "zoo" / "zoo_red.py"
@@ -103,3 +107,63 @@ def test_a_proof_with_such_a_generator_is_rejected(tmp_path):
     report = check(tmp_path / "forged", HONEST["Own"], policy=LOOSE)
     assert report.verdict is Verdict.REJECT
     assert any("positions 624 and 624" in interval.detail for interval in report.intervals)
+
+
+# -- what lies beside a base --------------------------------------------------------------------------------------
+
+UNBOUND = {
+    "BesideBase": "shares its memory with a frozen base",
+    "OtherStateDict": "does not tell of weight as the module has it",
+}
+
+
+@pytest.mark.parametrize("name", UNBOUND)
+def test_what_no_root_binds_is_no_base(name, tmp_path):
+    """Such a tensor was in no state and in no root, so constants of any kind could come in."""
+    with pytest.raises(UsageError, match=UNBOUND[name]):
+        train(f"{RED}:{name}", tmp_path / "p")
+
+
+def test_a_buffer_that_the_root_leaves_out_is_in_the_state(tmp_path):
+    reference = f"{RED}:UnsavedBuffer"
+    train(reference, tmp_path / "p")
+    entries = [entry.key for entry in genesis_of(tmp_path / "p").spec.declaration.entries]
+    assert entries == ["parameter/model.1.bias", "parameter/model.1.weight", "transient/model.0.table"]
+    policy = policy_for(tmp_path / "p", assurance="self-seeded")
+    assert check(tmp_path / "p", reference, policy=policy).verdict is Verdict.ACCEPT
+    strict = msgspec.structs.replace(policy, constants="none")
+    report = check(tmp_path / "p", reference, policy=strict)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 5)
+
+
+# -- parents of bases ---------------------------------------------------------------------------------------------
+
+
+def test_a_parent_that_releases_nothing_is_a_rejection(tmp_path):
+    train(HONEST["Frozen"], tmp_path / "child")
+    train(f"{RED}:Nameless", tmp_path / "parent")
+    report = check(
+        tmp_path / "child", HONEST["Frozen"], policy=LOOSE, parents=[(tmp_path / "parent", f"{RED}:Nameless")]
+    )
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 5)
+    assert "releases nothing" in report.reason()
+
+
+def test_a_base_from_a_parent_is_no_more_than_its_parent(tmp_path):
+    """Whoever demands an answer to a nonce of its own is not given a base whose seed the claimant chose."""
+    nonce = "5a" * 32
+    lora = RED.with_name("zoo_lora.py")
+    train(f"{lora}:Parent", tmp_path / "parent")
+    write_model(tmp_path / "parent", tmp_path / "base.safetensors")
+    settings = {"base": str(tmp_path / "base.safetensors")}
+    train(f"{lora}:Child", tmp_path / "child", settings=settings, beacon=bytes.fromhex(nonce))
+    genesis = genesis_of(tmp_path / "child")
+    (file,) = genesis.spec.declaration.external
+    policy = msgspec.structs.replace(
+        EXACT, externals=(file.digest,), assurance="verifier-seeded", beacon=nonce, genesis=genesis_digest(genesis)
+    )
+    report = check(
+        tmp_path / "child", f"{lora}:Child", policy=policy, parents=[(tmp_path / "parent", f"{lora}:Parent")]
+    )
+    assert report.verdict is Verdict.INCONCLUSIVE, report.reason()
+    assert "self-seeded" in report.reason()

@@ -12,13 +12,12 @@ from pol.declaration import difference
 from pol.errors import FormatError, IntegrityError, UsageError
 from pol.messages import Built, Comparison, Failed
 from pol.proof.genesis import Parent
-from pol.proof.policy import LEVELS
 from pol.proof.report import Verdict
 from pol.release import write_model
 from pol.verifier import bind, foreign
 from pol.verifier.accounting import permitted
+from pol.verifier.bases import chained
 from pol.verifier.case import Case, Checks, failed, passed, unable
-from pol.verifier.clauses import level
 from pol.verifier.replayed import Platform
 
 CORRELATION_BOUND = 6.0
@@ -121,16 +120,14 @@ def _inherited(case: Case, registered: Parent) -> Checks:
     else:
         with tempfile.TemporaryDirectory(prefix="pol-parent-") as folder:
             model = Path(folder) / "parent.safetensors"
-            write_model(case.parent_path, model)
+            try:
+                write_model(case.parent_path, model)
+            except UsageError as error:  # it has no one model
+                yield failed("parent", f"the parent {name} releases nothing: {error}")
+                return
             bind.compare_model(case, model, 0, "not the weights that the parent released")
         yield passed("parent", f"the run starts from the weights of {name}, which is {verdict}")
-        reached, demanded = level(case), case.policy.assurance
-        if LEVELS.index(reached) < LEVELS.index(demanded):
-            yield unable(
-                "assurance",
-                f"with its parent the run reaches level {reached!r}, your policy demands {demanded!r}: your nonce is "
-                "of this run alone, so a chain reaches self-seeded at most (--assurance self-seeded)",
-            )
+        yield from chained(case)
 
 
 def _beside_the_weights(case: Case, built: Built, platform: Platform) -> Checks:
