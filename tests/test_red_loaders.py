@@ -167,3 +167,21 @@ def test_a_base_from_a_parent_is_no_more_than_its_parent(tmp_path):
     )
     assert report.verdict is Verdict.INCONCLUSIVE, report.reason()
     assert "self-seeded" in report.reason()
+
+
+# -- another sampler in another epoch -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_first_epoch_in_order_and_then_shuffled(every, tmp_path):
+    """Records of the second epoch had no indices: what was recorded could not be entered there, or was rejected."""
+    reference = f"{RED}:SortedFirst"
+    train(reference, tmp_path / "p", every=every)
+    report = check(tmp_path / "p", reference, policy=policy_for(tmp_path / "p", order="permutation"))
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+
+
+def test_a_sampler_after_shuffled_epochs_is_refused(tmp_path):
+    """It was recorded, and then rejected."""
+    with pytest.raises(UsageError, match="a sampler after epochs that were shuffled"):
+        train(f"{RED}:SortedLast", tmp_path / "p")
