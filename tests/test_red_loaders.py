@@ -1,5 +1,6 @@
 """What a red team found in loaders, the program's own randomness and frozen bases."""
 
+import random
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pol.proof.report import Verdict
 from pol.release import write_model
 from pol.replay import randomness
 from pol.replay.kept import Kept
+from pol.replay.reseeding import reseeded
 from test_loaders import HONEST, LOOSE, genesis_of, policy_for
 from zoo.tools import KEY, check, train
 
@@ -185,3 +187,37 @@ def test_a_sampler_after_shuffled_epochs_is_refused(tmp_path):
     """It was recorded, and then rejected."""
     with pytest.raises(UsageError, match="a sampler after epochs that were shuffled"):
         train(f"{RED}:SortedLast", tmp_path / "p")
+
+
+# -- first weights that the recipe draws under its own seed -------------------------------------------------------
+
+
+def test_weights_from_elsewhere_are_not_drawn_by_the_recipe(tmp_path):
+    """They are the same in every build, as drawn ones are; with other seeds in the recipe they still are."""
+    reference = f"{RED}:Stolen"
+    train(reference, tmp_path / "p")
+    assert genesis_of(tmp_path / "p").randomness.origin == "recipe"
+    report = check(tmp_path / "p", reference, policy=LOOSE)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 5)
+    assert "comes from elsewhere" in report.reason()
+    policy = msgspec.structs.replace(LOOSE, constants="any")
+    assert check(tmp_path / "p", reference, policy=policy).verdict is Verdict.ACCEPT
+
+
+def test_seeding_is_as_it_was_afterwards(generators):
+    kept = [random.seed, np.random.seed, np.random.default_rng, torch.manual_seed]
+
+    def drawn(seed):
+        with reseeded(bytes([seed]) * 32):
+            seeding = torch.manual_seed
+            seeding(3)
+            inside = torch.rand(()).item(), np.random.default_rng(3).random()
+        seeding(3)
+        return *inside, torch.rand(()).item()
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    torch.manual_seed(3)
+    assert first == again
+    assert {first[0], other[0], torch.rand(()).item()} == {first[0], other[0], first[2]}
+    assert len({*first, *other}) == 5
+    assert [random.seed, np.random.seed, np.random.default_rng, torch.manual_seed] == kept
