@@ -293,10 +293,11 @@ def test_the_self_check_asks_an_ordinary_replay(rule, tmp_path):
         SILENT["Seeded"], tmp_path / "p", rule=rule, executor=Asked(), progress=lambda *now: phases.append(now), keep=2
     )
     assert isinstance(asked[-1], Replay)
-    (segment,) = asked[-1].segments
-    assert segment.start in kept(genesis(tmp_path / "p").spec)[1:-1]
-    assert segment.stop == segment.start + 1
-    assert phases[-1] == ("self-check", 1, 1)
+    segments = asked[-1].segments
+    assert {segment.start for segment in segments} <= set(kept(genesis(tmp_path / "p").spec)[1:-1])
+    assert all(segment.stop == segment.start + 1 for segment in segments)
+    assert 6 in {segment.start for segment in segments}  # where the second epoch begins
+    assert phases[-1] == ("self-check", len(segments), len(segments))
 
 
 def test_a_self_check_that_could_not_be_done_can_be_resumed(tmp_path):
@@ -332,9 +333,13 @@ def test_the_self_check_stays_within_its_share(steps, every, keep, tmp_path):
         places = selfcheck.places(spec, r)
         seen.add(tuple(places))
         assert places == selfcheck.places(spec, r)
-        assert 1 <= len(places) <= selfcheck.MOST + 1
+        assert 1 <= len(places) <= selfcheck.MOST + 2
         assert {start for start, _ in places} <= set(kept(spec)[:-1])
-        assert sum(stop - start for start, stop in places) <= max(steps // selfcheck.SHARE, min(every, steps))
+        least = min(every, steps) + (every if every <= selfcheck.SHORT else 0)  # one at random, one in the second epoch
+        assert sum(stop - start for start, stop in places) <= max(steps // selfcheck.SHARE, least)
+        if every <= selfcheck.SHORT and steps > 1:
+            second = min((start for start in kept(spec)[:-1] if start >= steps // 2), default=None)
+            assert second is None or second in dict(places)
         assert len(kept(spec)) == 2 or places[0][0] > 0
     if steps // selfcheck.SHARE >= every * (keep + 1):
         assert all(any(stop == steps for _, stop in places) for places in seen)

@@ -57,8 +57,17 @@ class Auditor(Protocol):
     ) -> Built | Failed:
         """The recipe built under a seed; its first weights under a declared one, if there is one."""
 
-    def build_twice(self, profile: Profile, configuration: dict[str, Any], *, declared: bool = False) -> Built | Failed:
-        """The recipe built under two fresh seeds of the auditor's own (or two ``declared`` ones), compared."""
+    def build_twice(
+        self, profile: Profile, configuration: dict[str, Any], *, declared: bool = False, reseeded: bool = False
+    ) -> Built | Failed:
+        """The recipe built under two fresh seeds of the auditor's own, compared.
+
+        Args:
+            profile: Flags of the process.
+            configuration: Constructor arguments, tagged.
+            declared: Under seeds as a claimant may declare them.
+            reseeded: With other numbers in place of those under which the recipe seeds its generators.
+        """
 
     def own_builds(
         self, profile: Profile, configuration: dict[str, Any], count: int, folder: Path
@@ -148,10 +157,17 @@ class LocalAuditor:
         job = Build(program=self._program(profile, configuration, seed, declared))
         return next(event for event in self._run(job) if isinstance(event, Built | Failed))
 
-    def build_twice(self, profile: Profile, configuration: dict[str, Any], *, declared: bool = False) -> Built | Failed:
+    def build_twice(
+        self, profile: Profile, configuration: dict[str, Any], *, declared: bool = False, reseeded: bool = False
+    ) -> Built | Failed:
         """See ``Auditor``."""
         own = [secrets.randbelow(2**32) if declared else None for _ in range(2)]
-        programs = [self._program(profile, configuration, secrets.token_bytes(32), seed) for seed in own]
+        programs = [
+            msgspec.structs.replace(
+                self._program(profile, configuration, secrets.token_bytes(32), seed), reseeded=reseeded
+            )
+            for seed in own
+        ]
         with tempfile.TemporaryDirectory(prefix="pol-") as folder:
             path = str(Path(folder) / "built.safetensors")
             first = Build(program=programs[0], save=path)

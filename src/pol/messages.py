@@ -25,6 +25,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     profile: Profile
     declared_seed: int | None = None
     """Draw the first weights under this number instead of the seed."""
+    reseeded: bool = False
+    """Where the program seeds a generator with a number, seed it with another one that follows from the seed."""
     order: str | None = None
     """A file of dataset indices (u32le, epochs × samples) to use instead of the order that the seed gives."""
 

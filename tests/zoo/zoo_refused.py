@@ -480,8 +480,32 @@ class Constant(Base):
     """Weights that are the same under every seed."""
 
     def build(self):
+        parts, fixed = super().build(), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in parts["model"].parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=fixed))
+        return parts
+
+
+class SeedsItself(Base):
+    """The usual seed of a script, which does not go with the randomness of the run."""
+
+    def build(self):
         torch.manual_seed(0)
         return super().build()
+
+
+class SetsThreads(Base):
+    """Sets what the profile says."""
+
+    def build(self):
+        torch.set_num_threads(3)
+        return super().build()
+
+
+class AttachesUnnamed(Base):
+    def train(self, run):
+        run.attach(*self.build().values())
 
 
 class FromFile(Base):

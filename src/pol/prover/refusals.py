@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pol.errors import ReplayError, UsageError
-from pol.messages import Control, Controlled, Program
+from pol.messages import Built, Control, Controlled, Program
 from pol.proof.genesis import CONTROL_STEPS
 
 _ADVICE = (

@@ -38,8 +38,7 @@ def places(spec: Spec, r: bytes) -> list[tuple[int, int]]:
     beside its state shows; each within ``SHARE`` or of ``SHORT`` steps. Then, within ``SHARE``, the steps from the last
     kept state to the end, and further intervals at random. Random is what follows from the secret r: nobody can foresee
     it, and a recording that is resumed is looked at in the same places. The first state is a choice only if it is the
-    one kept: a verifier enters
-    in the middle, too.
+    one kept: a verifier enters in the middle, too.
     """
     *starts, _ = kept(spec)
     drawn = random.Random(seeds.expand(r, "self-check"))

@@ -69,6 +69,7 @@ class Attached:
     def restore(self, state: State) -> None:
         """Put everything where a state says."""
         self.parts.restore(state if self.kept is None else self.kept.restore(state))
+        self.bases.restored()
 
     def declare(self, loader: Loader, epochs: int, entries: list[Entry] | None) -> Declaration:
         """What the program declares; entries are those that it was built with, unless they are known."""

@@ -118,9 +118,14 @@ class Driver:
         return self._batches_of(loader_of(dataloader, self._frame.streams, self.attached.kept, batches))
 
     def _batches_of(self, loader: Loader) -> Batches:
+        if declared := self._declaration or self._frame.declaration:
+            loader.declared_as(declared.order)
         if self._loader is not None:
             if loader.kind != self._loader.kind:
-                raise UsageError("batches() was called with another dataset size, batch size or drop_last than before")
+                raise UsageError(
+                    "batches() was called with another dataset size, batch size or drop_last than before, or with a "
+                    "sampler after epochs that were shuffled"
+                )
             loader.continue_from(self._loader)
             self._loader.close()
         self._loader = loader

@@ -19,7 +19,8 @@ class Bases:
     """The frozen modules of a program, by name.
 
     Their tensors are known by the memory that they occupy, so a base may at the same time be a part of an attached
-    model (adapters inside of it).
+    model (adapters inside of it). Only what the root binds is left out of states: a buffer that ``state_dict`` leaves
+    out stays in that of the attached model.
     """
 
     def __init__(self, given: Any) -> None:
@@ -27,7 +28,9 @@ class Bases:
         self._tensors = {
             f"{name}.{key}": tensor for name, base in self._given.items() for key, tensor in _all_tensors(base).items()
         }
-        self._memory = {_memory(tensor) for tensor in self._tensors.values()}
+        bound = [tensor for base in self._given.values() for tensor in _bound(base).values() if tensor.numel()]
+        self._places = {_place(tensor) for tensor in bound}
+        self._memory = {_memory(tensor) for tensor in bound}
         for key, tensor in self._tensors.items():
             if tensor.requires_grad:
                 raise UsageError(
@@ -40,8 +43,23 @@ class Bases:
         self._versions = self._versions_now()
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether a tensor of another module is one of a base."""
-        return tensor.numel() > 0 and _memory(tensor) in self._memory
+        """Whether a tensor of another module is one of a base.
+
+        Raises:
+            UsageError: it is none, but lies in the memory of one, so that a state with it would hold the base.
+        """
+        if not tensor.numel() or _memory(tensor) not in self._memory:
+            return False
+        if _place(tensor) not in self._places:
+            raise UsageError(
+                "a tensor of an attached module shares its memory with a frozen base, and is no tensor of it: copy it "
+                "(clone()), so that it is part of the state"
+            )
+        return True
+
+    def restored(self) -> None:
+        """A state was put back, with the buffers of a base that no root binds: writes count from here."""
+        self._versions = self._versions_now()
 
     def glance(self) -> None:
         """See, at no cost, that nothing was written into a base: torch counts writes in place.
@@ -101,8 +119,24 @@ def _all_tensors(base: nn.Module | dict[str, torch.Tensor]) -> dict[str, torch.T
     return base
 
 
-def _root(base: nn.Module | dict[str, torch.Tensor]) -> Root:
-    found = base.state_dict() if isinstance(base, nn.Module) else base
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def _bound(base: nn.Module | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors that the root of a base binds: its ``state_dict``, which must be what the module works with."""
+    found: dict[str, Any] = base.state_dict() if isinstance(base, nn.Module) else base
     if odd := [name for name, value in found.items() if not isinstance(value, torch.Tensor)]:
         raise UsageError(f"the state_dict of a frozen base holds {odd[0]}, which is no tensor: this version takes none")
+    if isinstance(base, nn.Module):
+        own: dict[str, torch.Tensor] = dict(base.named_parameters(remove_duplicate=False))
+        own |= {name: tensor for name, tensor in base.named_buffers(remove_duplicate=False) if name in found}
+        for name in sorted({*own, *found}):
+            if name not in own or name not in found or _place(own[name]) != _place(found[name]):
+                raise UsageError(f"the state_dict of a frozen base does not tell of {name} as the module has it")
+    return found
+
+
+def _root(base: nn.Module | dict[str, torch.Tensor]) -> Root:
+    found = _bound(base)
     return base_root((name, dtype_name(t, name), list(t.shape), content_digest(t)) for name, t in found.items())

@@ -42,6 +42,7 @@ from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
 from pol.replay.places import Places
 from pol.replay.platforms import this_platform
+from pol.replay.reseeding import reseeded
 from pol.replay.state import State
 from pol.replay.tensors import content_digest
 from pol.replay.watch import Watch
@@ -118,7 +119,8 @@ def _check_flags(profile: Profile) -> None:
 
 def _build(job: Build, emit: Emit) -> None:
     entry = Entry(job.program)
-    arrival = advance(entry.make, Frame(entry.streams, external=entry.external), Position(), stop=0)
+    with reseeded(entry.streams.seed) if job.program.reseeded else contextlib.nullcontext():
+        arrival = advance(entry.make, Frame(entry.streams, external=entry.external), Position(), stop=0)
     arrival.state.check_finite("as built")
     comparisons = None
     if job.compare is not None:

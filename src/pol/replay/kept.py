@@ -21,6 +21,8 @@ _PYTHON = struct.Struct("<625I?d")
 """624 words and the position; whether a second normal is waiting, and that one."""
 _NUMPY = struct.Struct("<625Iid")
 """624 words and the position; the same."""
+_TORCH = struct.Struct("<QiiQ")
+"""Seed, words that are left, whether seeded, the next word; then the words, each as u64."""
 _WORDS = 624
 _PHILOX = 4
 """Words of a block of Philox."""
@@ -53,7 +55,12 @@ class Kept:
         for name, generator in known.items():
             try:
                 _unpack(generator, states[name])
-            except (FormatError, KeyError, RuntimeError, TypeError, ValueError, OverflowError, struct.error) as error:
+                if not torch.equal(_pack(generator), states[name]):
+                    raise ValueError("a generator in this state would tell of another")
+            except (
+                AttributeError, FormatError, LookupError, RuntimeError, TypeError, ValueError, OverflowError,
+                struct.error,
+            ) as error:  # fmt: skip
                 raise IntegrityError(f"the state of the generators is not one: {name}: {error}") from None
 
     def begin_epoch(self) -> None:
@@ -105,16 +112,17 @@ def _pack(generator: Any) -> torch.Tensor:
 
 
 def _unpack(generator: Any, state: torch.Tensor) -> None:
-    if generator is torch:
-        torch.set_rng_state(state)
-    elif isinstance(generator, torch.Generator):
-        generator.set_state(state)
+    if generator is torch or isinstance(generator, torch.Generator):
+        _check_torch(state.numpy().tobytes())
+        (torch.set_rng_state if generator is torch else generator.set_state)(state)
     elif generator is random or isinstance(generator, random.Random):
         *words, gauss, waiting = _PYTHON.unpack(state.numpy().tobytes())
+        _check_words(words)
         generator.setstate((3, tuple(words), waiting if gauss else None))
     elif generator is np.random or isinstance(generator, np.random.RandomState):
         *words, position, gauss, waiting = _NUMPY.unpack(state.numpy().tobytes())
         _check_position(position, _WORDS)
+        _check_words(words)
         if gauss not in (0, 1):
             raise ValueError(f"{gauss} normals are waiting")
         generator.set_state(("MT19937", np.array(words, dtype=np.uint32), position, gauss, waiting))
@@ -123,6 +131,10 @@ def _unpack(generator: Any, state: torch.Tensor) -> None:
         found = canonical.untag(canonical.decode(data, object, what="generator", limit=_MAX_STATE), "generator")
         _check_position(found["state"].get("pos", 0), _WORDS)
         _check_position(found.get("buffer_pos", 0), _PHILOX)
+        if found["bit_generator"] == "MT19937":
+            _check_words(found["state"]["key"])
+        if not found["state"].get("inc", 1) % 2:
+            raise ValueError("an even increment")
         generator.bit_generator.state = _arrays(found)
 
 
@@ -130,6 +142,20 @@ def _check_position(position: int, size: int) -> None:
     """Numpy takes any position, and then reads beyond its words."""
     if not 0 <= position <= size:
         raise ValueError(f"position {position} of {size} words")
+
+
+def _check_words(words: list[int]) -> None:
+    """A Mersenne Twister of zeros gives zeros for ever, and whoever draws until a number fits never ends."""
+    if not words[0] >> 31 and not any(words[1:_WORDS]):
+        raise ValueError("words of zeros, which no generator reaches")
+
+
+def _check_torch(data: bytes) -> None:
+    """Torch sees that either position is possible, but not that they belong together, and reads beyond its words."""
+    _, left, _, following = _TORCH.unpack_from(data)
+    if (left, following) != (1, 0) and left + following != _WORDS + 1:
+        raise ValueError(f"positions {left} and {following} of {_WORDS} words")
+    _check_words([word for (word,) in struct.iter_unpack("<Q", data[_TORCH.size : _TORCH.size + 8 * _WORDS])])
 
 
 def _lists(value: Any) -> Any:

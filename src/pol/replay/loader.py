@@ -79,7 +79,10 @@ class Loader:
     @property
     def kind(self) -> tuple[Any, ...]:
         """What must be the same in every epoch."""
-        return type(self).__name__, self.samples, self.size, self.drop_last, self.num_batches
+        return type(self).__name__, self.samples, self.size, self.drop_last, self.num_batches, self.order
+
+    def declared_as(self, order: Order) -> None:
+        """How the run declares its order: a loader of a later epoch may have a narrower one."""
 
     def continue_from(self, other: Loader) -> None:
         """Keep what the loader of the epoch before has learned about the program."""

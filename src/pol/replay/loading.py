@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from pol.errors import UsageError
 from pol.replay import randomness, watch
 from pol.replay.kept import Kept
-from pol.replay.loader import Loader, OnItem
+from pol.replay.loader import Loader, OnItem, Order
 from pol.replay.ownloader import OwnLoader, as_indices, index_batches, worker_options
 from pol.replay.randomness import GlobalState, Streams
 
@@ -106,6 +106,11 @@ class SampledLoader(Loader):
     def num_batches(self) -> int:
         """Batches of a whole epoch."""
         return len(self._given)
+
+    def declared_as(self, order: Order) -> None:
+        """See ``Loader``: where indices are recorded, plain shuffling is one more sampler."""
+        if order == "recorded":
+            self.order = order
 
     def indices(self, epoch: int, batch: int) -> list[int]:
         """Dataset indices of a batch."""

@@ -6,11 +6,14 @@ import tempfile
 from pathlib import Path
 
 from pol.digest import Digest
+from pol.errors import UsageError
+from pol.proof.policy import LEVELS
 from pol.proof.report import Verdict
 from pol.release import write_model
 from pol.statetree import base_root
 from pol.verifier.bind import model_entries
 from pol.verifier.case import Case, Checks, failed, passed, unable
+from pol.verifier.clauses import level
 
 
 def bases(case: Case) -> Checks:
@@ -34,7 +37,11 @@ def bases(case: Case) -> Checks:
                 f"the parent {case.parent_path.name} is {case.parent_report.verdict}: {case.parent_report.reason()}",
             )
             return
-        known.add(_released_root(case.parent_path))
+        try:
+            known.add(_released_root(case.parent_path))
+        except UsageError as error:  # it has no one model
+            yield failed("bases", f"the parent {case.parent_path.name} releases nothing: {error}")
+            return
         beside = f" or those that {case.parent_path.name}, which is ACCEPT, released"
     for base in declared:
         if base.root.digest not in known:
@@ -45,6 +52,18 @@ def bases(case: Case) -> Checks:
             )
             return
     yield passed("bases", f"{len(declared)} frozen bases are on your list{beside}")
+    yield from chained(case)
+
+
+def chained(case: Case) -> Checks:
+    """With its parents, too, a run is as much beyond the claimant's choice as the policy demands."""
+    reached, demanded = level(case), case.policy.assurance
+    if LEVELS.index(reached) < LEVELS.index(demanded):
+        yield unable(
+            "assurance",
+            f"with its parent the run reaches level {reached!r}, your policy demands {demanded!r}: your nonce is "
+            "of this run alone, so a chain reaches self-seeded at most (--assurance self-seeded)",
+        )
 
 
 def _released_root(proof: Path) -> Digest:

@@ -12,13 +12,12 @@ from pol.declaration import difference
 from pol.errors import FormatError, IntegrityError, UsageError
 from pol.messages import Built, Comparison, Failed
 from pol.proof.genesis import Parent
-from pol.proof.policy import LEVELS
 from pol.proof.report import Verdict
 from pol.release import write_model
 from pol.verifier import bind, foreign
 from pol.verifier.accounting import permitted
+from pol.verifier.bases import chained
 from pol.verifier.case import Case, Checks, failed, passed, unable
-from pol.verifier.clauses import level
 from pol.verifier.replayed import Platform
 
 CORRELATION_BOUND = 6.0
@@ -121,16 +120,14 @@ def _inherited(case: Case, registered: Parent) -> Checks:
     else:
         with tempfile.TemporaryDirectory(prefix="pol-parent-") as folder:
             model = Path(folder) / "parent.safetensors"
-            write_model(case.parent_path, model)
+            try:
+                write_model(case.parent_path, model)
+            except UsageError as error:  # it has no one model
+                yield failed("parent", f"the parent {name} releases nothing: {error}")
+                return
             bind.compare_model(case, model, 0, "not the weights that the parent released")
         yield passed("parent", f"the run starts from the weights of {name}, which is {verdict}")
-        reached, demanded = level(case), case.policy.assurance
-        if LEVELS.index(reached) < LEVELS.index(demanded):
-            yield unable(
-                "assurance",
-                f"with its parent the run reaches level {reached!r}, your policy demands {demanded!r}: your nonce is "
-                "of this run alone, so a chain reaches self-seeded at most (--assurance self-seeded)",
-            )
+        yield from chained(case)
 
 
 def _beside_the_weights(case: Case, built: Built, platform: Platform) -> Checks:
@@ -161,8 +158,8 @@ def _weights(case: Case) -> set[str]:
 def independence(case: Case, auditor: Auditor) -> Checks:
     """Step 5: built from two seeds of the verifier's own, each tensor is a permitted constant or unrelated."""
     genesis, allowed = case.genesis, case.policy.constants
-    declared = genesis.randomness.origin == "declared"
-    twice = auditor.build_twice(genesis.profile, genesis.recipe.configuration, declared=declared)
+    declared, own = (genesis.randomness.origin == kind for kind in ("declared", "recipe"))
+    twice = auditor.build_twice(genesis.profile, genesis.recipe.configuration, declared=declared, reseeded=own)
     if isinstance(twice, Failed) or not twice.comparisons:
         yield unable("independence", twice.message if isinstance(twice, Failed) else "nothing was compared")
         return
@@ -170,7 +167,7 @@ def independence(case: Case, auditor: Auditor) -> Checks:
         yield failed("independence", f"the declared constant {unknown[0]} is no entry of the state")
         return
     for found in twice.comparisons:
-        if objection := _objection(found, allowed, genesis.spec.constants, own=genesis.randomness.origin == "recipe"):
+        if objection := _objection(found, allowed, genesis.spec.constants, own=own):
             yield failed("independence", "{} {} ".format(*found.key.split("/", 1)) + objection)
             return
     compared = [found for found in twice.comparisons if not found.key.startswith("generator/")]
@@ -182,17 +179,18 @@ def independence(case: Case, auditor: Auditor) -> Checks:
 def _objection(found: Comparison, allowed: str, declared: list[str], *, own: bool) -> str | None:
     """Why a tensor, built under two seeds, may hold something that was trained before; None if it may not.
 
-    ``own``: the recipe draws under a seed of its own, so all of it may be equal; that is its level of assurance.
+    ``own``: the recipe draws under a seed of its own, in place of which these builds had others.
     """
     if found.key.startswith("generator/"):  # holds no weights, and was drawn again bit for bit
         return None
-    if found.size > _TELLING and found.equal != (found.key in declared):
+    if not own and found.size > _TELLING and found.equal != (found.key in declared):
         return f"{'does not depend' if found.equal else 'depends'} on the seed, against what the genesis declares"
     if not found.equal:
         bound = CORRELATION_BOUND / math.sqrt(found.size)
         return (
             None if abs(found.correlation) <= bound else f"is alike under independent seeds ({found.correlation:.2f})"
         )
-    if own or found.repeated or permitted(found.key.split("/", 1)[0], allowed):
+    if found.repeated or permitted(found.key.split("/", 1)[0], allowed):
         return None
-    return "has the same values under every seed: it comes from elsewhere"
+    how = "even where the recipe's own seeds are replaced" if own else "under every seed"
+    return f"has the same values {how}: it comes from elsewhere"
