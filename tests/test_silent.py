@@ -335,8 +335,8 @@ def test_the_self_check_stays_within_its_share(steps, every, keep, tmp_path):
         assert places == selfcheck.places(spec, r)
         assert 1 <= len(places) <= selfcheck.MOST + 2
         assert {start for start, _ in places} <= set(kept(spec)[:-1])
-        least = min(every, steps) + (every if every <= selfcheck.SHORT else 0)  # one at random, one in the second epoch
-        assert sum(stop - start for start, stop in places) <= max(steps // selfcheck.SHARE, least)
+        most = max(steps // selfcheck.SHARE, min(every, steps)) + (every if every <= selfcheck.SHORT else 0)
+        assert sum(stop - start for start, stop in places) <= most
         if every <= selfcheck.SHORT and steps > 1:
             second = min((start for start in kept(spec)[:-1] if start >= steps // 2), default=None)
             assert second is None or second in dict(places)

@@ -34,21 +34,21 @@ _WORDS = {"root": "the state after them", "batches": "the batches", "loss": "the
 def places(spec: Spec, r: bytes) -> list[tuple[int, int]]:
     """From which kept state to which step.
 
-    One interval at random, and the first of the second epoch if it begins at a kept state, where what a program keeps
-    beside its state shows; each within ``SHARE`` or of ``SHORT`` steps. Then, within ``SHARE``, the steps from the last
-    kept state to the end, and further intervals at random. Random is what follows from the secret r: nobody can foresee
-    it, and a recording that is resumed is looked at in the same places. The first state is a choice only if it is the
-    one kept: a verifier enters in the middle, too.
+    One interval at random; the first of the second epoch, if it has no more than ``SHORT`` steps, because what a
+    program keeps beside its state shows there. Then, within ``SHARE``, the steps from the last kept state to the end,
+    and further intervals at random. Random is what follows from the secret r: nobody can foresee it, and a recording
+    that is resumed is looked at in the same places. The first state is a choice only if it is the one kept: a verifier
+    enters in the middle, too.
     """
     *starts, _ = kept(spec)
     drawn = random.Random(seeds.expand(r, "self-check"))
     order = drawn.sample(starts[1:] or starts, min(len(starts[1:] or starts), MOST))
     intervals = [(start, min(start + spec.every, spec.steps)) for start in order]
     chosen = dict(intervals[:1])
-    second = next((start for start in starts if start >= spec.steps // spec.declaration.epochs), spec.steps)
-    if second < spec.steps and spec.every <= max(SHORT, spec.steps // SHARE):
-        chosen[second] = min(second + spec.every, spec.steps)
     left = spec.steps // SHARE - sum(stop - start for start, stop in chosen.items())
+    second = next((start for start in starts if start >= spec.steps // spec.declaration.epochs), spec.steps)
+    if second < spec.steps and spec.every <= SHORT:
+        chosen[second] = min(second + spec.every, spec.steps)
     for start, stop in [(starts[-1], spec.steps), *intervals[1:]]:
         further = stop - chosen.get(start, start)
         if 0 < further <= left:
