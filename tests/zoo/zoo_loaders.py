@@ -324,3 +324,16 @@ class Frozen(Base):
         model = nn.Sequential(Adapter(base[0]), nn.ReLU(), Adapter(base[2]))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return {"model": model, "frozen": base, "optimizer": torch.optim.Adam(trained, lr=0.01)}
+
+
+class FrozenInPlace(Base):
+    """Adapters that take the place of layers inside of the model; the base is what it held before."""
+
+    def build(self):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).requires_grad_(False)
+        for number, parameter in enumerate(model.parameters(), start=1):
+            nn.init.constant_(parameter, 1 / number)
+        base = model.state_dict()
+        model[0], model[2] = Adapter(model[0]), Adapter(model[2])
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return {"model": model, "frozen": base, "optimizer": torch.optim.Adam(trained, lr=0.01)}

@@ -45,8 +45,8 @@ CAUSES = {
     ),
     "attribute": Cause(
         "a value that evolves and is not attached",
-        "Compute it from run.step or run.epoch, hold it in a buffer of the model, or attach an object with state_dict "
-        "and load_state_dict.",
+        "Compute it from run.step or run.epoch, hold it in a buffer of the model, in a dict that is attached, or in an "
+        "attached object with state_dict and load_state_dict.",
     ),
     "evaluation": Cause(
         "evaluation, or other code, draws from the generators of the step",
