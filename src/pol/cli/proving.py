@@ -203,6 +203,7 @@ def record(
         model=None if model is None or proof.attestation is None else str(model),
         key=str(key_path),
         key_made=key_made,
+        checked=proof.checked,
         next=_again(recipe, out, key, model, beginning.words(), "<nonce from your verifier>")
         if genesis_only
         else _check(recipe, out, model, beginning, summary),

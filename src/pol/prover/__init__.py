@@ -41,6 +41,8 @@ class Proof:
     path: Path
     genesis: Digest
     attestation: Digest | None
+    checked: int = 0
+    """Steps that were taken again, and came out the same, before it was sealed."""
 
 
 def record(
@@ -123,8 +125,8 @@ def record(
                 return Proof(files.path, genesis_digest(genesis), None)
             settled = files.settle_beacon(beacon)
             job.train(genesis, settled)
-            job.self_check(genesis, settled)
-            return Proof(files.path, genesis_digest(genesis), files.attest(genesis, key))
+            checked = job.self_check(genesis, settled)
+            return Proof(files.path, genesis_digest(genesis), files.attest(genesis, key), checked)
 
 
 def _weights_of(parent: Path, stack: contextlib.ExitStack) -> tuple[Path, Digest]:

@@ -218,8 +218,8 @@ class Recorder:
                         raise UsageError(_undeclared(undeclared))
                     self._files.note_asides(asides)
 
-    def self_check(self, genesis: Genesis, beacon: Beacon) -> None:
-        """Take a part of the recorded steps again, in a fresh job.
+    def self_check(self, genesis: Genesis, beacon: Beacon) -> int:
+        """Take a part of the recorded steps again, in a fresh job; returns how many.
 
         Raises:
             ReplayError: they do not come out as they were recorded.
@@ -235,6 +235,7 @@ class Recorder:
         self._progress("self-check", 0, total)
         for done in selfcheck.compare(self._executor.run(job), log, genesis.spec, self._reference):
             self._progress("self-check", done, total)
+        return total
 
     def _run(self, genesis: Genesis, beacon: Beacon) -> messages.Program:
         """The program under the seed of this run."""

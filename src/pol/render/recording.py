@@ -26,6 +26,8 @@ class Recorded:
     """Where the trained weights are."""
     key: str
     key_made: bool
+    checked: int
+    """Steps that the self-check took again."""
     next: str
     """The command to run next."""
 
@@ -42,6 +44,7 @@ class Recorded:
             "model": self.model,
             "key": self.key,
             "key_made": self.key_made,
+            "checked": self.checked,
             "next": self.next,
         }
 
@@ -58,6 +61,7 @@ def recorded(console: Console, result: Recorded) -> None:
         if summary.final_loss is not None:
             exact(console, "loss", f"{summary.final_loss:.4g}, the mean of the last interval")
         checkpoints = plural(summary.checkpoints, "checkpoint")
+        exact(console, "self-check", f"{result.checked} of these steps taken again, with the same result")
         exact(console, "size", f"{size(summary.bytes)}, {checkpoints} with {size(summary.checkpoint_bytes)}")
     exact(console, "model", result.model)
     exact(console, "claimant", result.claimant)
