@@ -27,6 +27,7 @@ def test_quick_run_prints_a_table_and_writes_json(tmp_path):
         assert result["recorder"]["audit"]["low"] > 0
 
 
+@pytest.mark.slow
 def test_an_unknown_training_is_a_usage_error():
     command = [sys.executable, "-m", "benchmarks", "--only", "nothing"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)

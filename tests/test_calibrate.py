@@ -40,16 +40,17 @@ import pol
 class Constant(pol.Recipe):
     batch_size = 4
 
-    def __init__(self, lr: float = 0.1, seeded: bool = False):
-        self.lr, self.seeded = lr, seeded
+    def __init__(self, lr: float = 0.1, alike: bool = False):
+        self.lr, self.alike = lr, alike
 
     def data(self):
         return [{"x": float(i)} for i in range(8)]
 
     def build(self):
-        if self.seeded:
-            torch.manual_seed(0)
         model = nn.Linear(1, 2)
+        if self.alike:
+            nn.init.constant_(model.weight, 0.5)
+            nn.init.constant_(model.bias, 0.5)
         model.register_buffer("mask", torch.triu(torch.full((2, 2), float("-inf")), 1))
         model.register_buffer("count", torch.tensor(0))
         return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=self.lr, momentum=0.9)}
@@ -293,7 +294,7 @@ def test_runs_that_end_alike_have_no_distance(tmp_path):
     recipe = tmp_path / "constant.py"
     recipe.write_text(CONSTANT)
     with pytest.raises(UsageError, match="does not use its random numbers"):
-        call(tmp_path / "c.json", f"{recipe}:Constant", settings={"lr": 0.0, "seeded": True})
+        call(tmp_path / "c.json", f"{recipe}:Constant", settings={"lr": 0.0, "alike": True})
     assert not (tmp_path / "c.json").exists()
 
 

@@ -26,7 +26,14 @@ def test_features_are_named_once():
     assert len({(one.group, one.name) for one in FEATURES}) == len({one.recipe for one in FEATURES}) == len(FEATURES)
 
 
-@pytest.mark.parametrize("feature", [one for one in FEATURES if one.refused], ids=lambda one: one.recipe)
+@pytest.mark.parametrize(
+    "feature",
+    [
+        pytest.param(one, marks=[pytest.mark.slow] if one.compiles else [], id=one.recipe)
+        for one in FEATURES
+        if one.refused
+    ],
+)
 def test_a_refused_feature_is_refused_and_says_why(feature):
     found = attempt(feature)
     assert found.verdict == "refused"

@@ -234,6 +234,7 @@ def test_other_draws_elsewhere_would_be_rejected_for_rounding_alone(dropping, mo
     assert on(Elsewhere(), dropping, recipe=DIGITS[0]).verdict is Verdict.REJECT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("facts", "verdict"), [({"torch": "2.0.0"}, "INCONCLUSIVE"), ({"machine": "arm"}, "REJECT")])
 def test_another_release_refutes_nothing_but_another_processor_does(facts, verdict, dropping, tmp_path):
     REGISTRY["interpolation"].forge(dropping, tmp_path / "forged", SigningKey.generate(), DIGITS[0])
