@@ -172,8 +172,9 @@ def independence(case: Case, auditor: Auditor) -> Checks:
             return
     compared = [found for found in twice.comparisons if not found.key.startswith("generator/")]
     random = sum(not found.equal for found in compared)
-    constant = "the same under every seed" if genesis.randomness.origin == "recipe" else "permitted constants"
-    yield passed("independence", f"{random} tensors are drawn from the seed, {len(compared) - random} are {constant}")
+    whose = "seeds of its own, replaced here" if own else "the seed"
+    constant = len(compared) - random
+    yield passed("independence", f"{random} tensors are drawn from {whose}, {constant} are permitted constants")
 
 
 def _objection(found: Comparison, allowed: str, declared: list[str], *, own: bool) -> str | None:
