@@ -468,7 +468,7 @@ def test_a_policy_demands_its_rule(ask):
     assert ask("verify", tolerant, "-r", RECIPE, "--policy", "tolerance")[1]["verdict"] == "ACCEPT"
     assert ask("verify", tolerant, "-r", RECIPE)[1]["caught_by"] == 4
     assert ask("verify", *accepted(), "--policy", "tolerance")[1]["caught_by"] == 4
-    assert ask("verify", *accepted(), "--policy", "exact-full")[1]["policy"] == "exact-full/3"
+    assert ask("verify", *accepted(), "--policy", "exact-full")[1]["policy"] == "exact-full/4"
 
 
 # -- policy -------------------------------------------------------------------------------------------------------

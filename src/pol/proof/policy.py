@@ -141,7 +141,7 @@ class Policy(Struct, frozen=True):
     """What must hold for ACCEPT."""
 
     name: str = "exact"
-    version: Natural = 3
+    version: Natural = 4
     procedure: str = "eight-steps"
     """Which registered procedure verifies."""
     rule: Rule = "exact"

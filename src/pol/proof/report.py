@@ -90,7 +90,7 @@ class Assurance(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one verification."""
 
-    schema: str = "pol/report/v2"
+    schema: str = "pol/report/v3"
     verdict: Verdict
     procedure: str
     rule: str
