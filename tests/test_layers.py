@@ -41,6 +41,8 @@ MAY_IMPORT = {
         "checkpoint",
         "prover",
         "auditor",
+        "verifier.carrying",
+        "verifier.reproduction",
         "verifier.tolerance",
         *NAMING,
     },

@@ -40,6 +40,11 @@ class Checkpoint:
         """
         return cls(ProofDirectory(path.parent), path.name)
 
+    @property
+    def path(self) -> Path:
+        """Where the file is."""
+        return self._store.path / self.name
+
     def chunks(self, key: str) -> Iterator[Values]:
         """The values of an entry, a chunk at a time."""
         slot = self.entries[key]

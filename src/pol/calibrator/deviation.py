@@ -16,8 +16,9 @@ from pol.errors import UsageError
 from pol.interval import Interval
 from pol.proof.noise import WORST
 from pol.proof.policy import Limits
-from pol.statetree import FLOATING
-from pol.verifier.tolerance import largest, norm
+from pol.statetree import FLOATING, Entry
+from pol.verifier.reproduction import norm
+from pol.verifier.tolerance import largest
 
 SKIP = "With --runs-only (noise=False) the runs, which are kept, are compared all the same"
 
@@ -83,7 +84,7 @@ def error_of(run: Run, recorded: Interval, found: Interval, replayed: Checkpoint
             moved.merge(move)
         if error.result().equal:  # infinities too, as masks hold them
             continue
-        excess = _excess(error.result(), slot.entry.dtype, norm(before or replayed, key))
+        excess = _excess(error.result(), slot.entry, norm(before or replayed, key))
         if excess > 0:
             relative = max(relative, (capped(ratio(excess, move.result().l2)), key))
             absolute = max(absolute, (capped(excess / math.sqrt(error.result().size)), key))
@@ -111,11 +112,11 @@ def _accumulated(a: Checkpoint, b: Checkpoint | None, key: str) -> Accumulator:
     return found
 
 
-def _excess(error: Distances, dtype: str, before: float) -> float:
+def _excess(error: Distances, entry: Entry, before: float) -> float:
     """How much of an error is beyond the floor that every limit allows."""
     if not math.isfinite(error.l2):
         return WORST
-    return max(0.0, error.l2 - largest(_NOTHING, dtype, error.size, 0.0, before))
+    return max(0.0, error.l2 - largest(_NOTHING, entry, 0.0, before))
 
 
 def _loss(found: str | None, recorded: str | None) -> float:

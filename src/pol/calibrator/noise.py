@@ -33,7 +33,8 @@ from pol.proof.policy import Limits
 from pol.prover import Progress
 from pol.statetree import FLOATING, Entry
 from pol.store import JOURNAL, LOG, MAX_LOG_FILE, SECRET, ProofDirectory, checkpoint_path, write_atomically
-from pol.verifier.tolerance import HALF_ULP, largest, norm
+from pol.verifier.reproduction import norm
+from pol.verifier.tolerance import HALF_ULP, largest
 
 
 def perturbations(profile: Profile) -> list[Profile]:
@@ -184,7 +185,7 @@ class NoiseMeter:
             found = compare(end, start, _trained)
             moves.append(capped(found.total.l2))
             each = (
-                largest(limits, start.entries[key].entry.dtype, one.size, one.l2, norm(start, key))
+                largest(limits, start.entries[key].entry, one.l2, norm(start, key))
                 for key, one in found.tensors.items()
             )
             bounds.append(math.hypot(*each))  # as the verifier adds limits up

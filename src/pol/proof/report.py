@@ -48,7 +48,8 @@ class Deviation(msgspec.Struct, frozen=True, kw_only=True):
 
     tensor: str
     error: float
-    """Euclidean distance of replayed and recorded values; NaN if either is not finite."""
+    """Euclidean distance of replayed and recorded values, and what errors of moments will add to a parameter in later
+    steps; NaN if either is not finite."""
     limit: float
     relative: float
     """Error of all parameters together, as a share of how far the replay moved them (l2)."""
@@ -67,17 +68,24 @@ class IntervalResult(msgspec.Struct, frozen=True):
     status: Status
     detail: str
     deviation: Deviation | None = None
+    allowed: float | None = None
+    """Rule tolerance: how far all limits together would have let the parameters be moved unseen in this interval."""
+    branch: bool = False
+    """The error is beyond the limits, and explained by a branch (``limits.branches``)."""
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True):
     """What the limits of rule tolerance would let a forger move the parameters in all (design section 3.5)."""
 
     bound: float
-    """Sum of the limits over all intervals."""
+    """Sum over all intervals of what their limits allow, and of errors that a branch explains."""
     distance: float
     """From the first parameters to the last."""
     budget: float
     """Largest share of the distance that the policy allows."""
+    measured: int
+    """Intervals whose limits are known, since the states at both ends are; the largest that a uniform draw met stands
+    for each of the others."""
 
 
 class Assurance(msgspec.Struct, frozen=True, kw_only=True):

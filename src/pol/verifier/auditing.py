@@ -21,7 +21,7 @@ from pol.order import epoch_order, observed_order, sample_list_digest
 from pol.proof.genesis import registered
 from pol.proof.report import Check, Deviation, IntervalResult, Status
 from pol.store import ORDER
-from pol.verifier import rounding, tolerance
+from pol.verifier import branches, drift, rounding, tolerance
 from pol.verifier.case import Case, Checks, failed, passed
 from pol.verifier.replayed import Platform, segments, state_after
 
@@ -54,9 +54,12 @@ def _audit(case: Case, auditor: Auditor, platform: Platform, folder: Path | None
         case.intervals.append(_result(case, index, check.status, check.detail))
         waiting = waiting[1:]
     case.intervals = _worst(case.intervals)  # two replays that differ have failed
+    if folder is not None:
+        branches.explain(case, auditor, folder)
     if folder is not None and platform.software:
         _refute(case, auditor, folder)
     yield from _summary(case)
+    yield from drift.afterwards(case)
 
 
 def _refute(case: Case, auditor: Auditor, folder: Path) -> None:
@@ -107,7 +110,12 @@ def _summary(case: Case) -> Checks:
         yield failed("replay", f"interval {min(missing)} was challenged, and no replay reached it")
     if not missing and all(result.status == "passed" for result in case.intervals):
         where = "in the recorded states" if case.policy.limits is None else "within the limits of the recorded states"
-        yield passed("replay", f"{len(case.intervals)} intervals end {where}, with the recorded batches")
+        yield passed("replay", f"{len(case.intervals)} intervals end {where}, with the recorded batches{_beside(case)}")
+
+
+def _beside(case: Case) -> str:
+    count = sum(result.branch for result in case.intervals)
+    return f"; of {count} a branch explains an error beyond them" if count else ""
 
 
 _NAMES = {
@@ -122,11 +130,11 @@ _NAMES = {
 
 def _result(case: Case, index: int, status: Status, detail: str, deviation: Deviation | None = None) -> IntervalResult:
     interval = case.log.intervals[index]
-    return IntervalResult(index, interval.start, interval.stop, status, detail, deviation)
+    return IntervalResult(index, interval.start, interval.stop, status, detail, deviation, case.allowed.get(index))
 
 
 def _undecided(case: Case, result: IntervalResult) -> bool:
-    """Whether an interval could not be decided, but is farther off than rounding usually is."""
+    """Whether an interval could not be decided, but is farther off than other kernels usually are."""
     limits = case.policy.limits
     if limits is None or result.deviation is None or result.status != "unable":
         return False
@@ -191,9 +199,13 @@ class _Replay:
             case.intervals.append(_result(case, index, check.status, check.detail))
             return
         wrong, deviation = self._difference(found, recorded)
+        if case.policy.limits is not None and index not in case.allowed:
+            ends = state_after(case, found.start), state_after(case, found.stop)
+            case.allowed[index] = tolerance.allowed(case.policy.limits, *ends)
         check = self._platform.mismatch("replay", wrong) if wrong else passed("replay", "")
         case.intervals.append(_result(case, index, check.status, check.detail, deviation))
-        if self._folder is not None and not _undecided(case, case.intervals[-1]):
+        undecided = case.intervals[-1].status == "unable" and deviation is not None
+        if self._folder is not None and not undecided:
             (self._folder / f"{found.stop:012d}.safetensors").unlink(missing_ok=True)  # not one state for each interval
 
     def _difference(self, found: Interval, recorded: Interval) -> tuple[str, Deviation | None]:
@@ -208,7 +220,7 @@ class _Replay:
             fields.remove("root")
             replayed = Checkpoint.at(self._folder / f"{found.stop:012d}.safetensors")
             ends = state_after(case, found.start), replayed, state_after(case, found.stop)
-            beyond, deviation = tolerance.deviation(case.policy, *ends)
+            beyond, deviation = tolerance.deviation(case.policy, *ends, case.carrying, found.stop)
         if limits is not None and "loss" in fields and _near(found.loss, recorded.loss, limits.loss):
             fields.remove("loss")
         what = " and ".join(_NAMES.get(name, name) for name in fields)

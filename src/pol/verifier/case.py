@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from pol.proof.policy import Policy
 from pol.proof.report import Check, Drift, IntervalResult, Report
 from pol.statetree import StateRoot
 from pol.store import ProofDirectory
+from pol.verifier.carrying import Carrying
 
 Checks = Iterator[Check]
 
@@ -60,6 +62,8 @@ class Case:
     checkpoints: dict[int, list[Placed]] = field(init=False)
     windows: list[Window] = field(init=False)
     draws: Draws | None = None
+    allowed: dict[int, float] = field(default_factory=dict)
+    """Rule tolerance: by interval, how far its limits let all parameters be moved unseen."""
     drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)
 
@@ -76,6 +80,15 @@ class Case:
     def root_after(self, step: int) -> StateRoot:
         """The recorded roots of the state after ``step`` steps, a boundary."""
         return root_after(self.log, self.genesis.spec, step)
+
+    @functools.cached_property
+    def carrying(self) -> Carrying:
+        """What errors of optimizers' moments will do, by the declaration and the log.
+
+        Raises:
+            IntegrityError: the log records learning rates of other groups than are declared.
+        """
+        return Carrying(self.genesis.spec.declaration, self.log.intervals)
 
     @property
     def r(self) -> bytes:

@@ -138,6 +138,11 @@ def segments(case: Case) -> list[Segment]:
     return [_segment(case, first, last) for first, last in spans(case.windows, case.draws.all(), each=each)]
 
 
+def segment_of(case: Case, start: int) -> Segment:
+    """The replay that begins at a step."""
+    return next(segment for segment in segments(case) if segment.start == start)
+
+
 def _segment(case: Case, first: int, last: int) -> Segment:
     start = case.log.intervals[first].start
     store = case.store if start in case.checkpoints else case.openings

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ from pol.proof.genesis import registered
 from pol.store import ORDER, checkpoint_path
 from pol.values import CHUNK, decode, floats
 from pol.verifier.case import Case
-from pol.verifier.replayed import segments
+from pol.verifier.replayed import segment_of
 
 SIZE = {"F64": 2.0**-49, "F32": 2.0**-20}
 """By how much each value is moved, as a share of itself and of what its tensor moves by: sixteen times half a unit in
@@ -57,8 +58,8 @@ def beyond(case: Case, auditor: Auditor, start: int, replayed: Path, error: floa
         error: Error of all parameters together, as a share of the replayed move.
         folder: Empty, for states.
     """
-    segment = next(segment for segment in segments(case) if segment.start == start)
-    order = _order(case, segment, folder / ORDER)
+    segment = segment_of(case, start)
+    order = order_file(case, segment, folder / ORDER)
 
     def noise(seed: bytes, repeat: int) -> float:
         return _noise(case, auditor, segment, replayed, folder, seed, order, repeat)
@@ -83,8 +84,8 @@ def _noise(
     shutil.copyfile(origin, nudged)
     moved = msgspec.structs.replace(segment, checkpoint=str(nudged))
     try:
-        _nudge(nudged, Checkpoint.at(replayed), repeat)
-        if not _replay(case, auditor, moved, folder, seed, order):
+        nudge(nudged, Checkpoint.at(replayed), repeat)
+        if not replay(case, auditor, moved, folder, seed, order):
             return math.inf
         return _difference_of_moves(*map(Checkpoint.at, (origin, replayed, nudged, folder / replayed.name)))
     except PolError:  # of the replay here, and so nothing about the proof
@@ -95,7 +96,7 @@ def _other_seed(case: Case, repeat: int) -> bytes:
     return seeds.expand(case.seed, "redraw", bytes([repeat]))
 
 
-def _order(case: Case, segment: Segment, path: Path) -> Path:
+def order_file(case: Case, segment: Segment, path: Path) -> Path:
     """The recorded order as a file, for a replay under another seed; epochs outside the segment are holes in it."""
     if case.genesis.randomness.order == "observed":
         return case.store.path / ORDER
@@ -108,7 +109,8 @@ def _order(case: Case, segment: Segment, path: Path) -> Path:
     return path
 
 
-def _replay(case: Case, auditor: Auditor, segment: Segment, folder: Path, seed: bytes, order: Path) -> bool:
+def replay(case: Case, auditor: Auditor, segment: Segment, folder: Path, seed: bytes, order: Path) -> bool:
+    """Take the steps of one segment, under a seed and in an order; whether that came to an end, saved in ``folder``."""
     genesis = case.genesis
     events = auditor.replay(
         genesis.profile, genesis.recipe.configuration, seed, registered(genesis, case.r), [segment],
@@ -117,16 +119,16 @@ def _replay(case: Case, auditor: Auditor, segment: Segment, folder: Path, seed: 
     return any(isinstance(event, Finished) for event in list(events))
 
 
-def _nudge(path: Path, replayed: Checkpoint, repeat: int) -> None:
-    """Move each parameter in a file, and what an optimizer keeps of it, up or down by a rounding."""
+def nudge(path: Path, replayed: Checkpoint, repeat: int, by: Mapping[str, float] = SIZE) -> None:
+    """Move each parameter in a file, and what an optimizer keeps of it, up or down by a rounding of size ``by``."""
     draw = np.random.default_rng(repeat)
     start = Checkpoint.at(path)
     for key, slot in start.entries.items():
         # A scalar that an optimizer keeps is a counter, or a rate.
         kept = slot.entry.kind == "optimizer" and slot.entry.shape
-        if not (slot.entry.kind == "parameter" or kept) or slot.entry.dtype not in SIZE:
+        if not (slot.entry.kind == "parameter" or kept) or slot.entry.dtype not in by:
             continue
-        size, move = SIZE[slot.entry.dtype], _typical_move(start, replayed, key)
+        size, move = by[slot.entry.dtype], _typical_move(start, replayed, key)
         with path.open("r+b") as file:
             for begin in range(slot.begin, slot.end, CHUNK):
                 file.seek(begin)

@@ -7,29 +7,39 @@ floating point is exact under this rule, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
-from pol.checkpoint import Checkpoint, compare
+from pol.checkpoint import Checkpoint
 from pol.distance import METRICS, Accumulator, Distances, ratio, within
 from pol.errors import IntegrityError
 from pol.proof.policy import Limits, Policy, Reference
-from pol.proof.report import Deviation, Drift
+from pol.proof.report import Deviation
 from pol.statetree import FLOATING, Entry
-from pol.store import checkpoint_path
-from pol.values import Values, floats
+from pol.values import floats
+from pol.verifier.carrying import Carrying, unbounded
 from pol.verifier.case import Case, Checks, passed, unable
+from pol.verifier.reproduction import Reproduced, accumulated, move, norm, reproduction
 
 HALF_ULP = {"F64": 2.0**-53, "F32": 2.0**-24}
 """Half a unit in the last place of 1, by element type."""
 
 
-def largest(limits: Limits, dtype: str, size: int, move: float, norm: float) -> float:
+def largest(limits: Limits, entry: Entry, move: float, norm: float) -> float:
     """The limit of one tensor over one interval, as ``Limits`` defines it."""
-    floor = limits.floor * HALF_ULP.get(dtype, HALF_ULP["F32"]) * norm
-    return min(limits.relative * move, limits.absolute * math.sqrt(size)) + floor
+    absolute = limits.tensors.get(entry.key, limits.absolute) * math.sqrt(math.prod(entry.shape))
+    return min(limits.relative * move, absolute) + limits.floor * HALF_ULP.get(entry.dtype, HALF_ULP["F32"]) * norm
+
+
+def allowed(limits: Limits, start: Checkpoint, end: Checkpoint) -> float:
+    """How far a forger may move all parameters in an interval unseen: Euclidean, of their limits."""
+    each = (
+        largest(limits, slot.entry, move(start, end, key).result().l2, norm(start, key))
+        for key, slot in start.entries.items()
+        if slot.entry.kind == "parameter" and slot.entry.dtype in FLOATING
+    )
+    return math.hypot(*each)  # which does not overflow where squares would
 
 
 def precise(case: Case) -> Checks:
@@ -50,86 +60,22 @@ def precise(case: Case) -> Checks:
 
 
 def optimizers(case: Case) -> Checks:
-    """Every optimizer is one whose drift ``drift`` bounds."""
+    """Of every optimizer it is known what errors of its moments will do, or the policy takes the risk."""
     limits = case.policy.limits
     if limits is None:
         yield passed("optimizers", "rule exact takes any optimizer")
         return
     for part in case.genesis.spec.declaration.parts:
-        if part.kind == "optimizer" and part.type not in limits.optimizers:
+        if part.kind != "optimizer" or part.type in limits.optimizers:
+            continue
+        if why := unbounded(part):
             yield unable(
                 "optimizers",
-                f"{part.name} is a {part.type}: an error of its moments, within the limits, can move weights anywhere "
-                "in later steps, and the drift budget does not bound that. Record under rule exact, or name the type "
-                "in limits.optimizers and take the risk",
+                f"{why}, and so the drift budget does not bound it: record under rule exact, or name {part.type} in "
+                "limits.optimizers and take the risk",
             )
             return
-    yield passed("optimizers", f"every optimizer is one of {', '.join(limits.optimizers)}")
-
-
-def drift(case: Case) -> Checks:
-    """All limits together leave less than the policy's share of the way from the first to the last parameters."""
-    limits = case.policy.limits
-    if limits is None:
-        yield passed("drift", "rule exact leaves none")
-        return
-    steps = sorted(case.checkpoints)
-    bound = 0.0
-    for number, (before, after) in enumerate(pairwise(steps)):
-        case.progress("summing limits", number, len(steps) - 1)
-        start, end = _kept(case, before), _kept(case, after)
-        moves = compare(start, end, _trained).tensors
-        intervals = -(-(after - before) // case.genesis.spec.every)
-        # Where states between are not kept, a forger may have moved there and back: only the absolute bound holds.
-        each = (
-            largest(
-                limits, start.entries[key].entry.dtype, found.size, found.l2 if intervals == 1 else math.inf,
-                norm(start, key),
-            )
-            for key, found in moves.items()
-        )  # fmt: skip
-        bound += intervals * math.hypot(*each)  # which does not overflow where squares would
-    distance = compare(_kept(case, steps[0]), _kept(case, steps[-1]), _trained).total.l2
-    case.drift = Drift(bound=bound, distance=distance, budget=limits.drift)
-    share = ratio(bound, distance)
-    found = f"all limits together are {share:.3g} times the way from the first to the last parameters"
-    if within(share, limits.drift):
-        yield passed("drift", found)
-    else:
-        # Nothing is wrong with the proof: these limits show nothing about it. Smaller ones may, so this is no rejection
-        # (a tighter policy never turns a rejection into an acceptance).
-        yield unable(
-            "drift",
-            f"{found}, the policy allows {limits.drift:.2%}: a forger could drift that far unseen. Keep every state, "
-            "give smaller limits, or use rule exact",
-        )
-
-
-def _kept(case: Case, step: int) -> Checkpoint:
-    return Checkpoint(case.store, checkpoint_path(step), case.checkpoints[step])
-
-
-def _trained(entry: Entry) -> bool:
-    return entry.kind == "parameter"
-
-
-def norm(state: Checkpoint, key: str) -> float:
-    """Euclidean norm of an entry."""
-    return _distances((chunk, np.zeros_like(chunk)) for chunk in state.chunks(key)).result().l2
-
-
-def _distances(pairs: Iterable[tuple[Values, Values]]) -> Accumulator:
-    found = Accumulator()
-    for a, b in pairs:
-        found.add(a, b)
-    return found
-
-
-def _move(start: Checkpoint, end: Checkpoint, key: str) -> Accumulator:
-    """How far an entry moved; one that is new (optimizer state after the first step) moved from zero."""
-    if key not in start.entries:
-        return _distances((chunk, np.zeros_like(chunk)) for chunk in end.chunks(key))
-    return _distances(zip(end.chunks(key), start.chunks(key), strict=True))
+    yield passed("optimizers", "what errors of the optimizers' moments will do later counts as an error now")
 
 
 def _moved_alone(start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, key: str) -> bool:
@@ -164,7 +110,7 @@ def _shares(found: Distances, reference: Reference) -> dict[str, float]:
 
 
 def deviation(
-    policy: Policy, start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint
+    policy: Policy, start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carrying: Carrying, step: int
 ) -> tuple[str, Deviation | None]:
     """What is wrong with a recorded end state ("" if nothing), and the tensor that is nearest to its limit.
 
@@ -173,52 +119,68 @@ def deviation(
         start: The recorded state before the interval.
         replayed: The state to which taking the steps again leads.
         recorded: The state that was recorded.
+        carrying: The optimizers and learning rates of the run.
+        step: Steps of the run before the end of the interval.
     """
     assert policy.limits is not None
     if _named(replayed) != _named(recorded):
         return "the recorded end state has other entries than the replay gives", None
+    whole = _exact(replayed, recorded)
     wrong, moved, beyond = Accumulator(), Accumulator(), 0
-    nearest, whole, still = (-1.0, "", 0.0, 0.0), "", ""
-    for key, slot in recorded.entries.items():
-        error = _distances(zip(replayed.chunks(key), recorded.chunks(key), strict=True))
-        if slot.entry.dtype not in FLOATING:
-            if not error.result().equal and not whole:
-                whole = f"{key} differs, and what is not floating point is exact under every rule"
-            continue
-        move = _move(start, replayed, key)
-        if slot.entry.kind == "parameter":
-            wrong.merge(error)
-            moved.merge(move)
-        if not still and move.result().l2 > 0 and _moved_alone(start, replayed, recorded, key):
+    nearest, still = _Nearest(-1.0, "", 0.0, 0.0), ""
+    for key, found in reproduction(start, replayed, recorded, carrying, step):
+        if found.entry.kind == "parameter":
+            wrong.merge(found.error)
+            moved.merge(found.move)
+        if not still and found.move.result().l2 > 0 and _moved_alone(start, replayed, recorded, key):
             still = f"{key} has moved in elements that the replay leaves as they are"
-        if error.result().equal:  # infinities too, as masks hold them
+        if found.equal:
             continue
-        before = norm(start if key in start.entries else replayed, key)
-        limit = largest(policy.limits, slot.entry.dtype, error.result().size, move.result().l2, before)
-        found = error.result().l2
-        beyond += not within(found, limit)
-        share = ratio(found, limit)
-        nearest = max(nearest, (math.inf if math.isnan(share) else share, key, found, limit))
+        one = _nearest(policy.limits, key, found)
+        beyond += not within(one.error, one.limit)
+        nearest = max(nearest, one)
     if not moved.result().size:
         return whole or "there is no parameter to compare", None
-    total, (_, tensor, found, limit) = wrong.result().l2, nearest
-    distances = {name: wrong.result().metric(name) for name in METRICS}
-    reference = policy.reference
+    total, reference = wrong.result().l2, policy.reference
     result = Deviation(
-        tensor=tensor, error=found, limit=limit, relative=ratio(total, moved.result().l2), distances=distances,
+        tensor=nearest.tensor, error=nearest.error, limit=nearest.limit, relative=ratio(total, moved.result().l2),
+        distances={name: wrong.result().metric(name) for name in METRICS},
         normalised=None if reference is None else _shares(wrong.result(), reference),
     )  # fmt: skip
     if whole:
         return whole, result  # which may be too far off for any machine, too
     if beyond:
         return (
-            f"{beyond} tensors are beyond their limits; {tensor} by most: error {found:.3g}, limit {limit:.3g} "
-            f"(all parameters: {result.relative:.2%} of the replayed move)"
+            f"{beyond} tensors are beyond their limits; {nearest.tensor} by most: error {nearest.error:.3g}, limit "
+            f"{nearest.limit:.3g} (all parameters: {result.relative:.2%} of the replayed move)"
         ), result
     if still:
         return still, result
-    if policy.limits.reference is not None and policy.reference is not None:
-        most = policy.limits.reference * policy.reference.l2
+    if policy.limits.reference is not None and reference is not None:
+        most = policy.limits.reference * reference.l2
         if not within(total, most):
             return f"all parameters together are off by {total:.3g}, {most:.3g} is allowed", result
     return "", result
+
+
+class _Nearest(NamedTuple):
+    share: float
+    tensor: str
+    error: float
+    limit: float
+
+
+def _nearest(limits: Limits, key: str, found: Reproduced) -> _Nearest:
+    limit = largest(limits, found.entry, found.move.result().l2, found.norm)
+    share = ratio(found.total, limit)
+    return _Nearest(math.inf if math.isnan(share) else share, key, found.total, limit)
+
+
+def _exact(replayed: Checkpoint, recorded: Checkpoint) -> str:
+    """Which entry differs of those that are exact under every rule; "" if none does."""
+    for key, slot in recorded.entries.items():
+        if slot.entry.dtype not in FLOATING:
+            pairs = zip(replayed.chunks(key), recorded.chunks(key), strict=True)
+            if not accumulated(pairs).result().equal:
+                return f"{key} differs, and what is not floating point is exact under every rule"
+    return ""
