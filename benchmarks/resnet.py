@@ -143,7 +143,9 @@ def load(path: Path, samples: int | None) -> Pictures:
         with np.load(path) as archive:
             images, labels = archive["images"][:samples], archive["labels"][:samples]
     except (OSError, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is no archive of decoded images (python -m benchmarks.cifar makes one): {error}") from None
+        raise UsageError(
+            f"{path} is no archive of decoded images (python -m benchmarks.cifar makes one): {error}"
+        ) from None
     if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise UsageError(f"{path}: images of shape {images.shape} and type {images.dtype}, labels {labels.shape}")
     return Pictures(images, labels)

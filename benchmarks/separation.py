@@ -1,0 +1,192 @@
+"""Measure how far honest machines and the smallest cheats are apart: ``python -m benchmarks.separation``.
+
+A run is recorded on one thread. From some of its states, early, in the middle and late, its steps are taken again: by
+other machines (threads, instruction sets, float64), and as cheats would take them (one sample, one label, one per cent
+of the learning rate). After k steps each end is compared with the recorded one, as the verifier compares it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from benchmarks import cifar, page
+from benchmarks.apart import apart
+from benchmarks.otherwise import VARIANTS, Processes, Run, Way, same
+from benchmarks.separation_table import Found, markdown
+from pol.checkpoint import Checkpoint
+from pol.profile import Profile
+
+WAYS = (
+    Way("2 threads", True, Profile(threads=2)),
+    Way("3 threads", True, Profile(threads=3)),
+    Way("AVX2 machine", True, Profile(threads=1, aten="avx2", onednn="avx2", mkl="avx2")),
+    Way(
+        "no vector instructions", True, Profile(threads=1, aten="default", onednn="sse41", mkl="compatible"), slow=True
+    ),
+    Way("float64", True, wrapper="Wide", slow=True),
+    Way("one sample swapped", False, order="swapped"),
+    Way("one sample, for the one most like it", False, order="nearest"),
+    Way("one label", False, wrapper="Relabelled"),
+    Way("learning rate + 1 %", False, scaled={"lr": 1.01}),
+    Way("weight decay 0", False, scaled={"weight_decay": 0.0}),
+    Way("other order", False, order="other"),
+    Way("other augmentation and dropout", False, redrawn=True),
+)
+
+EVERY, QUICK_EVERY = [1, 2, 5, 10, 20, 50, 100], [1, 2]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A recipe in a given size, and the states from which its steps are taken again."""
+
+    case: str
+    """By which it is chosen."""
+    title: str
+    reference: str
+    settings: dict[str, Any]
+    starts: tuple[int, ...]
+    """Early, in the middle, late. States are kept so many steps apart as all of them can be divided by."""
+    slow_up_to: int = 100
+    """Most steps that are taken in a slow way."""
+
+
+DIGITS, TEXT = f"{VARIANTS}:Digits", "pol.recipes.text:CharGPT"
+RESNET = f"{Path(__file__).with_name('resnet.py')}:ResNet20"
+
+OPTIMIZERS = {"SGD": {"lr": 0.1, "weight_decay": 5e-4}, "AdamW": {"lr": 2e-3, "weight_decay": 1e-2, "adamw": True}}
+"""Rates at which the digits CNN learns, with and without BatchNorm: 92 to 98 % of the test images after 12 epochs."""
+
+
+def digits(starts: tuple[int, ...], **settings: Any) -> Iterator[Training]:
+    """The digits CNN with each optimizer, with and without BatchNorm."""
+    for optimizer, chosen in OPTIMIZERS.items():
+        for norm in (True, False):
+            title = f"digits CNN, {optimizer}, {'BatchNorm' if norm else 'no normalisation'}"
+            yield Training("digits", title, DIGITS, {**chosen, **settings, "norm": norm}, starts)
+
+
+RESNET_TITLE, TEXT_TITLE = "ResNet-20 on CIFAR-10 (JPEG), SGD, BatchNorm", "CharGPT, AdamW, LayerNorm"
+
+FULL = (
+    *digits((0, 20, 120, 180, 260)),  # of 360 steps in 12 epochs; the rate rises over the first 36
+    Training(
+        "resnet", RESNET_TITLE, RESNET, {"samples": 12_800, "num_epochs": 4}, (0, 100, 300), slow_up_to=20
+    ),  # of 400 steps
+    Training("text", TEXT_TITLE, TEXT, {}, (0, 100, 200), slow_up_to=20),  # of 300 steps
+)
+
+QUICK = (
+    *digits((0, 5), num_epochs=1, batch_size=150),
+    Training("resnet", RESNET_TITLE, RESNET, {"samples": 32, "batch_size": 8}, (0, 2)),
+    Training(
+        "text", TEXT_TITLE, TEXT,
+        {"layers": 1, "heads": 2, "width": 32, "context": 16, "batch_size": 4, "num_epochs": 1, "steps_per_epoch": 6},
+        (0, 3),
+    ),
+)  # fmt: skip
+"""Sizes that only show that everything runs; their numbers mean nothing."""
+
+
+def measure(training: Training, every: list[int], processes: Processes, folder: Path) -> Iterator[Found]:
+    """Take the steps of one training again, in every way from every start."""
+    say(f"{training.title}: recording")
+    run = Run(training.reference, training.settings, math.gcd(*training.starts), folder, processes)
+    for start in training.starts:
+        rungs = [k for k in every if start + k <= run.steps]
+        if not rungs:
+            raise SystemExit(f"{training.title}: there are no {min(every)} steps from step {start} on")
+        before = Checkpoint.at(run.start(start))
+        recorded = run.take(same(), start, rungs, folder / f"{start}")
+        for number, way in enumerate(WAYS):
+            say(f"{training.title}: from step {start}: {way.name}")
+            fewer = [k for k in rungs if not way.slow or k <= training.slow_up_to]
+            if not fewer:
+                continue
+            other = run.take(way, start, fewer, folder / f"{start}-{number}")
+            for k in fewer:
+                # The verifier replays; what a cheat did is what was recorded.
+                ends = (other[k], recorded[k]) if way.honest else (recorded[k], other[k])
+                found = apart(before, *ends, run.carrying, start + k)
+                yield Found(training=training.title, way=way.name, honest=way.honest, start=start, every=k, apart=found)
+            shutil.rmtree(folder / f"{start}-{number}")
+        shutil.rmtree(folder / f"{start}")
+
+
+def with_data(training: Training, archive: Path | None, folder: Path) -> Training:
+    """With the path of its data, where it needs any: decoded from an archive, or invented where there is none."""
+    if training.case != "resnet":
+        return training
+    path, samples = folder / "cifar10.npz", training.settings["samples"]
+    path = cifar.invented(path, samples) if archive is None else cifar.decode(archive, path, samples)
+    return Training(**{**vars(training), "settings": {**training.settings, "path": str(path)}})
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def command(options: argparse.Namespace) -> str:
+    """The command line that leads to the same tables."""
+    words = ["python -m benchmarks.separation", f"--cases {','.join(options.cases)}"]
+    words += ["--cifar FILE.npz"] if options.cifar else []  # a path means nothing elsewhere
+    words += ["--quick"] if options.quick else []
+    return " ".join([*words, "--every", *map(str, options.every)])
+
+
+CASES = ("digits", "resnet", "text")
+
+
+def cases_of(parser: argparse.ArgumentParser, given: str | None, cifar_given: bool, quick: bool) -> list[str]:
+    """Names of cases from an option; by default all for which there are data."""
+    if given is None:
+        return [case for case in CASES if case != "resnet" or cifar_given or quick]
+    chosen = given.split(",")
+    if odd := [case for case in chosen if case not in CASES]:
+        parser.error(f"--cases {odd[0]}: there is {', '.join(CASES)}")
+    if "resnet" in chosen and not (cifar_given or quick):
+        parser.error("resnet needs its data: --cifar FILE.npz")
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.separation", description=__doc__)
+    parser.add_argument("--cases", metavar="NAME,…", help=f"of {', '.join(CASES)}; by default all that have data")
+    parser.add_argument("--every", type=int, nargs="+", metavar="K", help="steps from start to end")
+    parser.add_argument("--cifar", type=Path, metavar="FILE.npz", help="CIFAR-10 as JPEG files (benchmarks/cifar.py)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into the marked block of a page")
+    options = parser.parse_args()
+    options.cases = cases_of(parser, options.cases, options.cifar is not None, options.quick)
+    options.every = sorted({*(options.every or (QUICK_EVERY if options.quick else EVERY))})
+    if options.every[0] < 1:
+        parser.error("k is at least 1")
+    results: list[Found] = []
+    with Processes() as processes:
+        for training in QUICK if options.quick else FULL:
+            if training.case in options.cases:
+                with tempfile.TemporaryDirectory(prefix="pol-separation-") as folder:
+                    filled = with_data(training, options.cifar, Path(folder))
+                    results += measure(filled, options.every, processes, Path(folder))
+    about = page.about(command(options))
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"about": about, "found": results})))
+    text = markdown(results, about)
+    print(text)
+    if options.write:
+        page.write(options.write, "separation", text)
+
+
+if __name__ == "__main__":
+    main()
