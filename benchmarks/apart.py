@@ -45,7 +45,8 @@ def apart(start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carryin
     worst, own, limit = (-1.0, ""), 0.0, 0.0
     for key, one in reproduction(start, replayed, recorded, carrying, step):
         move = one.move.result().l2
-        limit = max(limit, _share(one.total, largest(limits, one.entry, move, one.norm)))
+        if not one.equal:  # infinities too, as masks hold them
+            limit = max(limit, _share(one.total, largest(limits, one.entry, move, one.norm)))
         if one.entry.kind == "parameter":
             error.merge(one.error)
             moved.merge(one.move)

@@ -80,14 +80,14 @@ class ResNet20(Recipe):
 
     Args:
         path: A NumPy archive with ``images`` (n, 32, 32, 3) and ``labels`` (n,), both uint8.
-        samples: How many of them are used, from the first; None: all.
+        samples: How many of them are used, from the first.
         num_epochs: Passes over these.
         batch_size: Images per step.
         lr, momentum, weight_decay: SGD's; the decay acts on all parameters.
     """
 
     def __init__(
-        self, *, path: str, samples: int | None = None, num_epochs: int = 1, batch_size: int = 128,
+        self, *, path: str, samples: int = 50_000, num_epochs: int = 1, batch_size: int = 128,
         lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 1e-4,
     ) -> None:  # fmt: skip
         self.path, self.samples = path, samples
@@ -115,7 +115,9 @@ class ResNet20(Recipe):
         optimizer = torch.optim.SGD(
             model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
-        total = self.num_epochs * math.ceil(len(self.data()) / self.batch_size)
+        total = self.num_epochs * math.ceil(
+            self.samples / self.batch_size
+        )  # data are read later: a build reads no file
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / total))
         )
@@ -133,7 +135,7 @@ class ResNet20(Recipe):
         return loss.detach()
 
 
-def load(path: Path, samples: int | None) -> Pictures:
+def load(path: Path, samples: int) -> Pictures:
     """The first images of an archive of decoded arrays.
 
     Raises:
@@ -146,6 +148,6 @@ def load(path: Path, samples: int | None) -> Pictures:
         raise UsageError(
             f"{path} is no archive of decoded images (python -m benchmarks.cifar makes one): {error}"
         ) from None
-    if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
-        raise UsageError(f"{path}: images of shape {images.shape} and type {images.dtype}, labels {labels.shape}")
+    if images.shape != (samples, SIZE, SIZE, 3) or images.dtype != np.uint8 or labels.shape != (samples,):
+        raise UsageError(f"{path} does not hold {samples} images of 32 by 32 pixels in three colours, and their labels")
     return Pictures(images, labels)

@@ -7,10 +7,8 @@ of the learning rate). After k steps each end is compared with the recorded one,
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,8 +17,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import cifar, page
+from benchmarks import page
 from benchmarks.apart import apart
+from benchmarks.choosing import RESNET, TEXT, TINY_TEXT, chosen, command, parser_for, say, with_data
 from benchmarks.otherwise import VARIANTS, Processes, Run, Way, same
 from benchmarks.separation_table import Found, markdown
 from pol.checkpoint import Checkpoint
@@ -61,8 +60,7 @@ class Training:
     """Most steps that are taken in a slow way."""
 
 
-DIGITS, TEXT = f"{VARIANTS}:Digits", "pol.recipes.text:CharGPT"
-RESNET = f"{Path(__file__).with_name('resnet.py')}:ResNet20"
+DIGITS = f"{VARIANTS}:Digits"
 
 OPTIMIZERS = {"SGD": {"lr": 0.1, "weight_decay": 5e-4}, "AdamW": {"lr": 2e-3, "weight_decay": 1e-2, "adamw": True}}
 """Rates at which the digits CNN learns, with and without BatchNorm: 92 to 98 % of the test images after 12 epochs."""
@@ -70,10 +68,10 @@ OPTIMIZERS = {"SGD": {"lr": 0.1, "weight_decay": 5e-4}, "AdamW": {"lr": 2e-3, "w
 
 def digits(starts: tuple[int, ...], **settings: Any) -> Iterator[Training]:
     """The digits CNN with each optimizer, with and without BatchNorm."""
-    for optimizer, chosen in OPTIMIZERS.items():
+    for optimizer, rates in OPTIMIZERS.items():
         for norm in (True, False):
             title = f"digits CNN, {optimizer}, {'BatchNorm' if norm else 'no normalisation'}"
-            yield Training("digits", title, DIGITS, {**chosen, **settings, "norm": norm}, starts)
+            yield Training("digits", title, DIGITS, {**rates, **settings, "norm": norm}, starts)
 
 
 RESNET_TITLE, TEXT_TITLE = "ResNet-20 on CIFAR-10 (JPEG), SGD, BatchNorm", "CharGPT, AdamW, LayerNorm"
@@ -89,12 +87,8 @@ FULL = (
 QUICK = (
     *digits((0, 5), num_epochs=1, batch_size=150),
     Training("resnet", RESNET_TITLE, RESNET, {"samples": 32, "batch_size": 8}, (0, 2)),
-    Training(
-        "text", TEXT_TITLE, TEXT,
-        {"layers": 1, "heads": 2, "width": 32, "context": 16, "batch_size": 4, "num_epochs": 1, "steps_per_epoch": 6},
-        (0, 3),
-    ),
-)  # fmt: skip
+    Training("text", TEXT_TITLE, TEXT, {**TINY_TEXT, "steps_per_epoch": 6}, (0, 3)),
+)
 """Sizes that only show that everything runs; their numbers mean nothing."""
 
 
@@ -123,54 +117,13 @@ def measure(training: Training, every: list[int], processes: Processes, folder: 
         shutil.rmtree(folder / f"{start}")
 
 
-def with_data(training: Training, archive: Path | None, folder: Path) -> Training:
-    """With the path of its data, where it needs any: decoded from an archive, or invented where there is none."""
-    if training.case != "resnet":
-        return training
-    path, samples = folder / "cifar10.npz", training.settings["samples"]
-    path = cifar.invented(path, samples) if archive is None else cifar.decode(archive, path, samples)
-    return Training(**{**vars(training), "settings": {**training.settings, "path": str(path)}})
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def command(options: argparse.Namespace) -> str:
-    """The command line that leads to the same tables."""
-    words = ["python -m benchmarks.separation", f"--cases {','.join(options.cases)}"]
-    words += ["--cifar FILE.npz"] if options.cifar else []  # a path means nothing elsewhere
-    words += ["--quick"] if options.quick else []
-    return " ".join([*words, "--every", *map(str, options.every)])
-
-
-CASES = ("digits", "resnet", "text")
-
-
-def cases_of(parser: argparse.ArgumentParser, given: str | None, cifar_given: bool, quick: bool) -> list[str]:
-    """Names of cases from an option; by default all for which there are data."""
-    if given is None:
-        return [case for case in CASES if case != "resnet" or cifar_given or quick]
-    chosen = given.split(",")
-    if odd := [case for case in chosen if case not in CASES]:
-        parser.error(f"--cases {odd[0]}: there is {', '.join(CASES)}")
-    if "resnet" in chosen and not (cifar_given or quick):
-        parser.error("resnet needs its data: --cifar FILE.npz")
-    return chosen
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.separation", description=__doc__)
-    parser.add_argument("--cases", metavar="NAME,…", help=f"of {', '.join(CASES)}; by default all that have data")
+    parser = parser_for("separation", str(__doc__))
     parser.add_argument("--every", type=int, nargs="+", metavar="K", help="steps from start to end")
-    parser.add_argument("--cifar", type=Path, metavar="FILE.npz", help="CIFAR-10 as JPEG files (benchmarks/cifar.py)")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables into the marked block of a page")
     options = parser.parse_args()
-    options.cases = cases_of(parser, options.cases, options.cifar is not None, options.quick)
-    options.every = sorted({*(options.every or (QUICK_EVERY if options.quick else EVERY))})
-    if options.every[0] < 1:
+    options.cases = chosen(parser, options)
+    every = sorted({*(options.every or (QUICK_EVERY if options.quick else EVERY))})
+    if every[0] < 1:
         parser.error("k is at least 1")
     results: list[Found] = []
     with Processes() as processes:
@@ -178,8 +131,8 @@ def main() -> None:
             if training.case in options.cases:
                 with tempfile.TemporaryDirectory(prefix="pol-separation-") as folder:
                     filled = with_data(training, options.cifar, Path(folder))
-                    results += measure(filled, options.every, processes, Path(folder))
-    about = page.about(command(options))
+                    results += measure(filled, every, processes, Path(folder))
+    about = page.about(command("separation", options, f"--every {' '.join(map(str, every))}"))
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"about": about, "found": results})))
     text = markdown(results, about)

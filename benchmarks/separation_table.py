@@ -28,8 +28,9 @@ Metric = Callable[[Apart], float]
 
 METRICS: dict[str, Metric] = {
     "all parameters": lambda apart: apart.whole,
-    "the worst tensor": lambda apart: apart.worst,
-    "the nearest limit": lambda apart: apart.limit,
+    "the worst tensor": lambda apart: apart.own,
+    "the worst tensor, moments included": lambda apart: apart.worst,
+    "an entry, as a share of its limit": lambda apart: apart.limit,
 }
 """What is compared: see ``Apart``."""
 
