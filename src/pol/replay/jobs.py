@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pol.errors import PolError, ReplayError, UsageError
-from pol.interval import Interval
+from pol.interval import Interval, Momenta
 from pol.messages import (
     Build,
     Built,
@@ -233,7 +233,7 @@ def _train(job: Train, emit: Emit) -> None:
     progress = _Progress(emit, last)
     with Writer(directory, emit) as writer:
 
-        def record(interval: Interval, state: State, _: list[str]) -> None:
+        def record(interval: Interval, state: State, *_: object) -> None:
             kept = interval.stop % kept_every == 0 or interval.stop == last
             writer.add(Recorded(interval=interval, samples=[], kept=kept), interval.stop, state if kept else None)
 
@@ -275,10 +275,12 @@ def _replay(job: Replay, emit: Emit) -> None:
     emit(Finished(undeclared=entry.undeclared()))
 
 
-def _replayed(emit: Emit, folder: str | None, interval: Interval, state: State, samples: list[str]) -> None:
+def _replayed(
+    emit: Emit, folder: str | None, interval: Interval, state: State, samples: list[str], momenta: Momenta
+) -> None:
     if folder is not None:
         save_atomically(state, Path(folder) / checkpoint_name(interval.stop))
-    emit(Recorded(interval=interval, samples=samples))
+    emit(Recorded(interval=interval, samples=samples, momenta=momenta))
 
 
 def _shifted(progress: _Progress, by: int, step: int) -> None:
