@@ -10,6 +10,7 @@ import msgspec
 from pol import policies
 from pol.checkpoint import Checkpoint
 from pol.distance import Accumulator, ratio
+from pol.interval import Momenta
 from pol.proof.policy import Limits
 from pol.verifier.carrying import Carrying
 from pol.verifier.reproduction import reproduction
@@ -31,7 +32,9 @@ class Apart(msgspec.Struct, frozen=True, kw_only=True):
     """Largest error of an entry as a share of its limit under the preset ``tolerance``."""
 
 
-def apart(start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carrying: Carrying, step: int) -> Apart:
+def apart(
+    start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carrying: Carrying, step: int, momenta: Momenta
+) -> Apart:
     """Compare two ends of the same steps.
 
     Args:
@@ -40,10 +43,11 @@ def apart(start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carryin
         recorded: Where the prover says that it ended.
         carrying: The optimizers and learning rates of the run.
         step: Steps of the run before the end.
+        momenta: Of the parameter groups there.
     """
     limits, error, moved = preset(), Accumulator(), Accumulator()
     worst, own, limit = (-1.0, ""), 0.0, 0.0
-    for key, one in reproduction(start, replayed, recorded, carrying, step):
+    for key, one in reproduction(start, replayed, recorded, carrying, step, momenta):
         move = one.move.result().l2
         if not one.equal:  # infinities too, as masks hold them
             limit = max(limit, _share(one.total, largest(limits, one.entry, move, one.norm)))

@@ -21,6 +21,7 @@ from pol.attacks.forger import Forger
 from pol.auditor import LocalAuditor
 from pol.checkpoint import Checkpoint
 from pol.executors.local import LocalProcess
+from pol.interval import Momenta
 from pol.keys import SigningKey
 from pol.messages import Failed, Recorded, Registered, Segment
 from pol.order import epoch_order
@@ -108,6 +109,8 @@ class Run:
         self._configuration = genesis.recipe.configuration
         self._registered = registered(genesis, self.forger.r)
         self.carrying = Carrying(genesis.spec.declaration, self.forger.intervals)
+        self.momenta: dict[int, Momenta] = {}
+        """Of the parameter groups, by step: where steps were taken as they were recorded."""
         declaration = genesis.spec.declaration
         self._per_epoch = declaration.steps_per_epoch(genesis.spec.batches_per_step)
         epochs = [epoch_order(self.forger.seed, epoch, declaration.samples) for epoch in range(declaration.epochs)]
@@ -171,6 +174,8 @@ class Run:
                 if isinstance(event, Recorded):
                     if recorded and event.interval.root != self.forger.intervals[event.interval.start].root:
                         raise SystemExit(f"{self.reference}: what was recorded does not come again from step {start}")
+                    if recorded:
+                        self.momenta[event.interval.stop] = event.momenta
                     if event.interval.stop not in wanted:
                         (folder / CHECKPOINT.format(event.interval.stop)).unlink()
 

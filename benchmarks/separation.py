@@ -111,7 +111,7 @@ def measure(training: Training, every: list[int], processes: Processes, folder: 
             for k in fewer:
                 # The verifier replays; what a cheat did is what was recorded.
                 ends = (other[k], recorded[k]) if way.honest else (recorded[k], other[k])
-                found = apart(before, *ends, run.carrying, start + k)
+                found = apart(before, *ends, run.carrying, start + k, run.momenta[start + k])
                 yield Found(training=training.title, way=way.name, honest=way.honest, start=start, every=k, apart=found)
             shutil.rmtree(folder / f"{start}-{number}")
         shutil.rmtree(folder / f"{start}")
