@@ -95,7 +95,7 @@ QUICK = (
 def measure(training: Training, every: list[int], processes: Processes, folder: Path) -> Iterator[Found]:
     """Take the steps of one training again, in every way from every start."""
     say(f"{training.title}: recording")
-    run = Run(training.reference, training.settings, math.gcd(*training.starts), folder, processes)
+    run = Run(training.reference, training.settings, math.gcd(*training.starts) or 1, folder, processes)
     for start in training.starts:
         rungs = [k for k in every if start + k <= run.steps]
         if not rungs:
