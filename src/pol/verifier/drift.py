@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from scipy import stats
+from scipy.special import betaincinv
 
 from pol.checkpoint import Checkpoint, compare
 from pol.distance import ratio, within
@@ -50,12 +50,13 @@ def _judged(case: Case) -> Checks:
     first, last = (_kept(case, step) for step in (0, case.genesis.spec.steps))
     distance = compare(first, last, _trained).total.l2
     total = len(case.log.intervals)
-    bound = math.fsum(case.allowed.values()) + (total - len(case.allowed)) * _unknown(case)
-    bound += _explained(case)
+    bound = math.fsum(case.allowed.values()) + _explained(case)
+    if rest := total - len(case.allowed):
+        bound += rest * _unknown(case)
     case.drift = Drift(bound=bound, distance=distance, budget=limits.drift, measured=len(case.allowed))
     share = ratio(bound, distance)
     found = f"all limits together are {share:.3g} times the way from the first to the last parameters"
-    if len(case.allowed) < total:
+    if rest:
         found += f" (of {len(case.allowed)} intervals measured, of the others at most what uniform draws met)"
     if within(share, limits.drift):
         yield passed("drift", found)
@@ -97,7 +98,7 @@ def _explained(case: Case) -> float:
     replayed = {result.index for result in case.intervals}
     drawn = [index for index in case.draws.uniform if index in replayed]
     met = sum(index in branches for index in drawn)
-    share = float(stats.beta.ppf(0.95, met + 1, max(len(drawn) - met, 1))) if drawn else 1.0  # Clopper and Pearson
+    share = float(betaincinv(met + 1, max(len(drawn) - met, 1), 0.95)) if drawn else 1.0  # Clopper and Pearson
     return math.fsum(branches.values()) + (rest * share * max(branches.values()) if rest else 0.0)
 
 
