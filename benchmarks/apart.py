@@ -16,9 +16,12 @@ from pol.verifier.carrying import Carrying
 from pol.verifier.reproduction import reproduction
 from pol.verifier.tolerance import largest
 
+ENDLESS = 1e300
+"""Stands for a share that is not finite: JSON has no infinity."""
+
 
 class Apart(msgspec.Struct, frozen=True, kw_only=True):
-    """An end that was replayed against one that was recorded. A share that is not finite is infinite."""
+    """An end that was replayed against one that was recorded."""
 
     whole: float
     """Error of all parameters together, as a share of their replayed move."""
@@ -70,4 +73,4 @@ def preset() -> Limits:
 
 def _share(error: float, of: float) -> float:
     share = ratio(error, of)
-    return math.inf if math.isnan(share) else share
+    return share if math.isfinite(share) else ENDLESS

@@ -9,6 +9,7 @@ fault, since nobody cheated.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import secrets
 import tempfile
@@ -21,8 +22,9 @@ from typing import Any
 import msgspec
 
 from benchmarks import page
-from benchmarks.choosing import RESNET, TEXT, TINY_TEXT, chosen, command, parser_for, say, with_data
-from benchmarks.honest_table import Verified, markdown
+from benchmarks.apart import ENDLESS
+from benchmarks.choosing import RESNET, TEXT, TINY_TEXT, Training, chosen, command, parser_for, save, say, with_data
+from benchmarks.honest_table import Measured, Verified, markdown
 from benchmarks.otherwise import Processes
 from pol import policies
 from pol.auditor import LocalAuditor
@@ -59,14 +61,9 @@ VERIFIERS = {
 
 
 @dataclass(frozen=True)
-class Training:
-    """A recipe in a given size."""
+class Repeated(Training):
+    """A training that is recorded again and again."""
 
-    case: str
-    """By which it is chosen."""
-    title: str
-    recipe: str
-    settings: dict[str, Any]
     share: int
     """One run of this many; at least one."""
 
@@ -74,15 +71,15 @@ class Training:
 DIGITS = "pol.recipes.digits:DigitsCNN"
 
 FULL = (
-    Training("digits", "digits CNN, SGD, 120 steps", DIGITS, {"num_epochs": 4}, 1),
-    Training("resnet", "ResNet-20 on CIFAR-10 (JPEG), SGD, 60 steps", RESNET, {"samples": 7680}, 10),
-    Training("text", "CharGPT, AdamW, 60 steps", TEXT, {"num_epochs": 1, "steps_per_epoch": 60}, 10),
+    Repeated("digits", "digits CNN, SGD, 120 steps", DIGITS, {"num_epochs": 4}, 1),
+    Repeated("resnet", "ResNet-20 on CIFAR-10 (JPEG), SGD, 60 steps", RESNET, {"samples": 7680}, 10),
+    Repeated("text", "CharGPT, AdamW, 60 steps", TEXT, {"num_epochs": 1, "steps_per_epoch": 60}, 10),
 )
 
 QUICK = (
-    Training("digits", "digits CNN, SGD, 15 steps", DIGITS, {"num_epochs": 1, "batch_size": 100}, 1),
-    Training("resnet", "ResNet-20, SGD, 4 steps", RESNET, {"samples": 32, "batch_size": 8}, 10),
-    Training("text", "CharGPT, AdamW, 6 steps", TEXT, {**TINY_TEXT, "steps_per_epoch": 6}, 10),
+    Repeated("digits", "digits CNN, SGD, 15 steps", DIGITS, {"num_epochs": 1, "batch_size": 100}, 1),
+    Repeated("resnet", "ResNet-20, SGD, 4 steps", RESNET, {"samples": 32, "batch_size": 8}, 10),
+    Repeated("text", "CharGPT, AdamW, 6 steps", TEXT, {**TINY_TEXT, "steps_per_epoch": 6}, 10),
 )
 """Sizes that only show that everything runs; their numbers mean nothing."""
 
@@ -105,7 +102,7 @@ def pairs() -> list[tuple[str, str]]:
     return [(recorder, verifier) for verifier, recorder in found if RECORDERS[recorder] != VERIFIERS[verifier]]
 
 
-def one(training: Training, recorder: str, verifier: str, processes: Processes, folder: Path) -> Verified:
+def one(training: Repeated, recorder: str, verifier: str, processes: Processes, folder: Path) -> Verified:
     """Record a run, verify it elsewhere, and say what became of it."""
     proof, here = folder / "proof", processes.of(RECORDERS[recorder])
     began = time.monotonic()
@@ -125,7 +122,7 @@ def one(training: Training, recorder: str, verifier: str, processes: Processes, 
 
 
 def two_parties(
-    proof: Path, training: Training, prover: LocalAuditor, auditor: LocalAuditor, folder: Path
+    proof: Path, training: Repeated, prover: LocalAuditor, auditor: LocalAuditor, folder: Path
 ) -> tuple[Report, int]:
     """The verifier's last report, and how many states it had asked for."""
     policy, nonce = policies.load("tolerance"), secrets.token_bytes(32)
@@ -155,14 +152,18 @@ def verified(report: Report, **known: Any) -> Verified:
         verdict=str(report.verdict), reason=report.reason(), replayed=len(report.intervals),
         genesis=report.genesis, nonce=report.nonce,
         unequal=len(found), branches=sum(interval.branch for interval in report.intervals),
-        beyond=sum(ratio(one.error, one.limit) > 1 for one in found),
-        of_limit=max((ratio(one.error, one.limit) for one in found), default=0.0),
-        of_move=max((one.relative for one in found), default=0.0),
-        drift=None if drift is None else ratio(ratio(drift.bound, drift.distance), drift.budget), **known,
+        beyond=sum(_finite(ratio(one.error, one.limit)) > 1 for one in found),
+        of_limit=max((_finite(ratio(one.error, one.limit)) for one in found), default=0.0),
+        of_move=max((_finite(one.relative) for one in found), default=0.0),
+        drift=None if drift is None else _finite(ratio(ratio(drift.bound, drift.distance), drift.budget)), **known,
     )  # fmt: skip
 
 
-def measure(training: Training, runs: int, processes: Processes, archive: Path | None) -> Iterator[Verified]:
+def _finite(share: float) -> float:
+    return share if math.isfinite(share) else ENDLESS
+
+
+def measure(training: Repeated, runs: int, processes: Processes, archive: Path | None) -> Iterator[Verified]:
     """Runs of one training, on machines in turns."""
     count = max(1, runs // training.share)
     with tempfile.TemporaryDirectory(prefix="pol-honest-") as folder:
@@ -183,18 +184,20 @@ def main() -> None:
     parser.add_argument("--runs", type=int, metavar="N", help="of the digits; of the others a tenth (default: 50)")
     options = parser.parse_args()
     options.cases = chosen(parser, options)
-    runs = options.runs or (2 if options.quick else 50)
+    runs = options.runs if options.runs is not None else 2 if options.quick else 50
     if runs < 1:
         parser.error("there is at least one run")
+    about = page.about(command("honest", options, f"--runs {runs}"))
+    earlier = [msgspec.json.decode(path.read_bytes(), type=Measured) for path in options.add]
     results: list[Verified] = []
     with Processes() as processes:
         for training in QUICK if options.quick else FULL:
             if training.case in options.cases:
-                results += measure(training, runs, processes, options.cifar)
-    about = page.about(command("honest", options, f"--runs {runs}"))
-    if options.json:
-        options.json.write_bytes(msgspec.json.format(msgspec.json.encode({"about": about, "verified": results})))
-    text = markdown(results, about)
+                for found in measure(training, runs, processes, options.cifar):
+                    results.append(found)
+                    save(options.json, Measured(about, results))
+    all_runs = [*earlier, *([Measured(about, results)] if results else [])]
+    text = markdown(all_runs)
     print(text)
     if options.write:
         page.write(options.write, "honest", text)

@@ -45,13 +45,22 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """With what the prover takes again."""
 
 
-def markdown(results: list[Verified], about: str) -> str:
+class Measured(msgspec.Struct, frozen=True):
+    """A run of the benchmark, as JSON."""
+
+    about: str
+    """With what it was made."""
+    found: list[Verified]
+
+
+def markdown(runs: list[Measured]) -> str:
     """Per training: all of it, then each pair of machines; then why runs were not accepted."""
     head = [
         "recorded on", "verified on", "runs", *VERDICTS, "intervals, unequal, beyond, branches", "error of limit: "
         "median, largest", "error of move: largest", "of drift budget: largest",
     ]  # fmt: skip
-    parts = [about]
+    results = [one for run in runs for one in run.found]
+    parts = [run.about for run in runs]
     for training in dict.fromkeys(one.training for one in results):
         ours = [one for one in results if one.training == training]
         lines = [page.row(head), "|" + "---|" * len(head), _row("**all**", "**all**", ours)]

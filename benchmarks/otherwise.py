@@ -40,6 +40,9 @@ RECORDED = Profile(threads=1)
 CHECKPOINT = "{:012d}.safetensors"
 """What a replay calls the state after a step."""
 
+Kind = Literal["honest", "data", "setting"]
+"""``data``: another sample, label, order or draw; ``setting``: another hyperparameter than is registered."""
+
 Order = Literal["recorded", "other", "swapped", "nearest"]
 
 
@@ -48,7 +51,7 @@ class Way:
     """A way to take steps again. Without any argument: as recorded."""
 
     name: str
-    honest: bool
+    kind: Kind = "honest"
     profile: Profile = RECORDED
     scaled: dict[str, float] = field(default_factory=dict)
     """Constructor arguments that are multiplied, and by what."""
@@ -62,9 +65,7 @@ class Way:
     """Whether it is so slow that large trainings take fewer steps in this way."""
 
 
-def same(profile: Profile = RECORDED) -> Way:
-    """The recorded steps, on a machine of a profile."""
-    return Way("as recorded", True, profile)
+AS_RECORDED = Way("as recorded")
 
 
 class Processes:
@@ -141,9 +142,9 @@ class Run:
             self._replay(way, start, begin, start, start + 1, folder, wanted | {start + 1})
             begin = folder / CHECKPOINT.format(start + 1)
             if stop > start + 1:
-                self._replay(same(), start, begin, start + 1, stop, folder, wanted | {start + 1})
+                self._replay(AS_RECORDED, start, begin, start + 1, stop, folder, wanted | {start + 1})
         else:
-            self._replay(way, start, begin, start, stop, folder, wanted, recorded=way == same())
+            self._replay(way, start, begin, start, stop, folder, wanted, recorded=way == AS_RECORDED)
         found = {rung: folder / CHECKPOINT.format(start + rung) for rung in rungs}
         if way.wrapper == "Wide":
             for path in found.values():

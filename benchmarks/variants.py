@@ -39,6 +39,7 @@ class Digits(DigitsCNN):
         if not self.norm:
             layers = [layer for layer in model if not isinstance(layer, nn.BatchNorm2d)]
             model = nn.Sequential(*layers)
+        optimizer: torch.optim.Optimizer
         if self.adamw:
             optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         else:
