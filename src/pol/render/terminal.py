@@ -141,8 +141,8 @@ def _tolerance(result: Report) -> list[str]:
     elif result.intervals and result.rule == "tolerance":
         lines.append("every tensor that was compared is equal, bit for bit")
     lines += [
-        f"interval {r.index} went the other of two ways that rounding decides between: {_share(deviation)}, explained by "
-        "a replay from a start that is one rounding off"
+        f"interval {r.index} went the other of two ways that rounding decides between: {_share(deviation)}, explained "
+        "by a replay from a start that is one rounding off"
         for r, deviation in found
         if r.branch
     ]
