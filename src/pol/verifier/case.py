@@ -17,6 +17,7 @@ from pol.proof.genesis import Genesis, Secret, genesis_digest
 from pol.proof.log import Log, root_after
 from pol.proof.policy import Policy
 from pol.proof.report import Check, Drift, IntervalResult, Report
+from pol.proof.screens import Screen
 from pol.statetree import StateRoot
 from pol.store import ProofDirectory
 
@@ -59,6 +60,7 @@ class Case:
     leaves: bytes = field(init=False)
     checkpoints: dict[int, list[Placed]] = field(init=False)
     windows: list[Window] = field(init=False)
+    screens: list[Screen] = field(default_factory=list)
     draws: Draws | None = None
     drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)
