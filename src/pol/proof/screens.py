@@ -22,11 +22,11 @@ from typing import Literal
 
 import msgspec
 
-from pol.proof.outliers import FEWEST, MOST, scores
+from pol.proof.outliers import FEWEST, scores
 
 UNUSUAL = 12.0
-"""Robust standard deviations from which a window or a loss is unusual. Honest windows of the shipped recipes and of the
-tests' reach 9 (``tests/test_screens.py`` has the runs); the smallest jump to stolen weights there has 20."""
+"""Robust standard deviations from which a window or a loss is unusual: between honest runs of the shipped recipes and of
+the tests', which reach 9, and jumps to stolen weights within one step, which have 16 or more."""
 
 _EVEN = 0.1
 """Least spread of the logarithm of a size: where neighbours are as good as equal (a counter, a straight line), a window
@@ -57,7 +57,7 @@ class Screen(msgspec.Struct, frozen=True, kw_only=True):
     status: Literal["quiet", "unusual"]
     score: float
     """Of the most suspicious window or interval: ``norms`` and ``losses`` in robust standard deviations, ``order`` in
-    tensors, ``line`` in windows. At most ``MOST`` for the first two."""
+    tensors, ``line`` in windows. At most 1000 for the first two."""
     limit: float
     """The score from which it is unusual."""
     intervals: list[int]
@@ -142,9 +142,11 @@ def _unusual(moves: Sequence[Move], kind: str) -> list[float]:
 
 
 def _log(move: Move, kind: str, power: float, *, rated: bool) -> float | None:
-    """Logarithm of a size in one view, -inf for none at all; None if this window has no place in it."""
+    """Logarithm of a size in one view, -inf for no move at all; None if this window has no place in it."""
     size = move.sizes.get(kind)
     if size is None or not move.taken or (rated and not (move.rate or 0.0) > 0):
+        return None
+    if not size > 0 and move.rate == 0:  # a schedule that begins or ends at nothing
         return None
     if not size > 0:
         return -math.inf

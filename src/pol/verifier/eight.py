@@ -12,8 +12,8 @@ from pol.verifier.procedure import Procedure, not_run, run_step
 
 AUTHENTICATE = (authenticate.signatures, authenticate.trusted_key, authenticate.beacon)
 BIND = (bind.files, bind.chain, bind.states, bind.released_model)
-SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, *clauses.CLAUSES,
-         tolerance.precise, tolerance.optimizers, tolerance.drift)  # fmt: skip
+SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, screening.look,
+         *clauses.CLAUSES, tolerance.precise, tolerance.optimizers, tolerance.drift)  # fmt: skip
 
 
 def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
@@ -34,7 +34,7 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         (2, lambda: [iter(opened.checks), authenticate.contents(case)]),
         (3, lambda: [check(case) for check in BIND]),
         (4, lambda: [*(check(case) for check in SHAPE),
-                     shape.recipe(case, auditor.name, auditor.sources(), case.settings), screening.look(case)]),
+                     shape.recipe(case, auditor.name, auditor.sources(), case.settings)]),
         (5, lambda: [origins.origin(case, auditor, measured_platform()), bases.bases(case),
                      origins.independence(case, auditor)]),
         (6, lambda: [replayed.challenge(case)]),

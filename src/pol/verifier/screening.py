@@ -43,16 +43,17 @@ def _moves(case: Case, points: list[Loss]) -> list[Move]:
     tolerance: states between kept ones would have to be opened by the prover for every further interval, so of a
     longer window only the interval is asked for at which the recorded loss leaps most.
     """
-    leap = dict.fromkeys(range(len(points)), 0.0)
-    if case.genesis.spec.rule == "tolerance":
+    spec = case.genesis.spec
+    leap: dict[int, float] = {}
+    if spec.rule == "tolerance":
         for before, after, score in leaps(points):
             for point in (before, after):
-                leap[point.interval] = max(leap[point.interval], abs(score))
+                leap[point.interval] = max(leap.get(point.interval, 0.0), abs(score))
     found = []
     for window in case.windows:
         inside = case.log.intervals[window.first : window.last + 1]
         rates = [
-            (rate.steps, math.fsum(abs(float(value)) / len(rate.values) for value in rate.values))
+            (rate.steps, sum(abs(float(value)) / len(rate.values) for value in rate.values))
             for interval in inside
             for rate in interval.learning_rates
             if rate.values
@@ -60,12 +61,12 @@ def _moves(case: Case, points: list[Loss]) -> list[Move]:
         steps = sum(number for number, _ in rates)
         found.append(
             Move(
-                start=inside[0].start,
-                stop=inside[-1].stop,
-                interval=max(range(window.first, window.last + 1), key=lambda index: (leap[index], index)),
+                start=window.first * spec.every,
+                stop=min((window.last + 1) * spec.every, spec.steps),
+                interval=max(range(window.first, window.last + 1), key=lambda index: (leap.get(index, 0.0), index)),
                 sizes=window.sizes,
                 taken=sum(interval.stop - interval.start - len(interval.skipped) for interval in inside),
-                rate=math.fsum(number / steps * rate for number, rate in rates) if steps else None,
+                rate=sum(number / steps * rate for number, rate in rates) if steps else None,
             )
         )
     return found
@@ -77,8 +78,8 @@ def _order(case: Case) -> Screen:
     first, last = (Checkpoint(case.store, checkpoint_path(at), case.checkpoints[at]) for at in (steps[0], steps[-1]))
     found = {}
     for key, slot in first.entries.items():
-        if _trained(slot.entry) and slot.entry.num_bytes:
-            found[key] = ranks.order(next(first.chunks(key)), next(last.chunks(key)))
+        if _trained(slot.entry) and slot.entry.num_bytes and key in last.entries:
+            found[key] = ranks.order(next(first.chunks(key)), next(last.chunks(key)))  # step 4: of one shape
     seen = {key: one for key, one in found.items() if one is not None}
     return order(len(seen), [key for key, one in seen.items() if one.kept])
 
@@ -97,7 +98,7 @@ def _angles(case: Case) -> list[float | None]:
     with np.errstate(over="ignore", invalid="ignore"):  # what has no finite length has no direction
         for number, entry in enumerate(entries):
             case.progress("comparing directions", number, len(entries))
-            for states in _chunks(case, entry.key):
+            for states in _chunks(case, entry):
                 before: NDArray[np.float64] | None = None
                 for index, (earlier, later) in enumerate(pairwise(states)):
                     move = later - earlier
@@ -108,10 +109,10 @@ def _angles(case: Case) -> list[float | None]:
     return [_angle(*found) for found in zip(squares[:-1], squares[1:], products, strict=True)]
 
 
-def _chunks(case: Case, key: str) -> Iterator[Iterator[NDArray[np.float64]]]:
+def _chunks(case: Case, entry: Entry) -> Iterator[Iterator[NDArray[np.float64]]]:
     """For each chunk of an entry, its values in all kept states, one after the other: each byte is read once."""
     states = [(checkpoint_path(step), slot) for step, slots in sorted(case.checkpoints.items())
-              for slot in slots if slot.entry.key == key]  # fmt: skip
+              for slot in slots if slot.entry == entry]  # fmt: skip
     size = states[0][1].end - states[0][1].begin
 
     def read(offset: int) -> Iterator[NDArray[np.float64]]:
