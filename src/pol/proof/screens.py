@@ -25,8 +25,8 @@ import msgspec
 from pol.proof.outliers import FEWEST, scores
 
 UNUSUAL = 12.0
-"""Robust standard deviations from which a window or a loss is unusual: between honest runs of the shipped recipes and of
-the tests', which reach 9, and jumps to stolen weights within one step, which have 16 or more."""
+"""Robust standard deviations from which a window or a loss is unusual: between honest runs of the shipped recipes and
+of the tests, which reach 9, and jumps to stolen weights within one step, which have 16 or more."""
 
 _EVEN = 0.1
 """Least spread of the logarithm of a size: where neighbours are as good as equal (a counter, a straight line), a window
