@@ -330,6 +330,7 @@ STRICTER = {
     "challenge__uniform": lambda p: higher(p.challenge.uniform, 1, 3, 9),
     "challenge__weighted": lambda p: higher(p.challenge.weighted, 1, 3, 9),
     "challenge__all_up_to": lambda p: higher(p.challenge.all_up_to, 5, 9),
+    "challenge__screened": lambda p: higher(p.challenge.screened, 1, 3, 9),
     "assurance": lambda p: st.sampled_from(LEVELS[LEVELS.index(p.assurance) :]),
     "order": lambda p: st.just("derived"),
     "constants": lambda p: st.sampled_from(CONSTANTS[CONSTANTS.index(p.constants) :]),
@@ -355,7 +356,7 @@ def pairs(draw):
     policy = changed(LAX if tolerant else LOOSE, reference=D_REF)
     strategy = draw(st.sampled_from(["mix", "uniform", "top-q", "size-weighted"]))
     top, uniform, weighted = (draw(st.integers(0, most)) for most in (1, 2, 2))
-    few = Challenge(strategy=strategy, top=top, uniform=uniform, weighted=weighted, all_up_to=0)
+    few = Challenge(strategy=strategy, top=top, uniform=uniform, weighted=weighted, all_up_to=0, screened=0)
     policy = changed(policy, challenge=few if draw(st.booleans()) else policy.challenge)
     fields = {**STRICTER, **(OF_LIMITS if tolerant else {})}
     return policy, *(

@@ -53,9 +53,11 @@ class Challenge(Struct, frozen=True):
     """Size-weighted draws: they meet a jump that is hidden among many honest steps (attack study, section 8)."""
     all_up_to: Natural = 150
     """With no more intervals than this, ``mix`` replays all: sampling would save little (attack study, section 8)."""
+    screened: Natural = 5
+    """Intervals that the screens find most suspicious (attack study, section 10: five)."""
 
     def __post_init__(self) -> None:
-        if min(self.top, self.uniform, self.weighted, self.all_up_to) < 0:
+        if min(self.top, self.uniform, self.weighted, self.all_up_to, self.screened) < 0:
             raise ValueError("a challenge has no negative counts")
 
 

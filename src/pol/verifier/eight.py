@@ -6,14 +6,26 @@ from collections.abc import Callable, Iterator
 
 from pol.auditor import Auditor
 from pol.proof.report import Assurance, Step, confidence_sentence
-from pol.verifier import auditing, authenticate, bases, bind, clauses, drift, origins, replayed, shape, tolerance
+from pol.verifier import (
+    auditing,
+    authenticate,
+    bases,
+    bind,
+    clauses,
+    drift,
+    origins,
+    replayed,
+    screening,
+    shape,
+    tolerance,
+)  # fmt: skip
 from pol.verifier.case import Case, Checks
 from pol.verifier.procedure import Procedure, not_run, run_step
 
 AUTHENTICATE = (authenticate.signatures, authenticate.trusted_key, authenticate.beacon)
 BIND = (bind.files, bind.chain, bind.states, bind.released_model)
-SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, *clauses.CLAUSES,
-         tolerance.precise, tolerance.optimizers, drift.beforehand)  # fmt: skip
+SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, screening.look,
+         *clauses.CLAUSES, tolerance.precise, tolerance.optimizers, drift.beforehand)  # fmt: skip
 
 
 def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
