@@ -23,6 +23,18 @@ from pol.store import ProofDirectory
 Checks = Iterator[Check]
 
 
+@dataclass(frozen=True)
+class Moved:
+    """How far parameters moved between two kept checkpoints: per parameter group, in the order of recorded rates."""
+
+    start: int
+    stop: int
+    distances: list[float]
+    """Euclidean."""
+    norms: list[float]
+    """Euclidean norms of these parameters: the larger of before and after."""
+
+
 @dataclass
 class Case:
     """One verification. Fields after ``progress`` are filled by the steps, in order."""
@@ -59,6 +71,8 @@ class Case:
     leaves: bytes = field(init=False)
     checkpoints: dict[int, list[Placed]] = field(init=False)
     windows: list[Window] = field(init=False)
+    moves: list[Moved] = field(default_factory=list)
+    """Of each window."""
     draws: Draws | None = None
     drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)

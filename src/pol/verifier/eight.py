@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from pol.auditor import Auditor
 from pol.proof.report import Assurance, Step, confidence_sentence
-from pol.verifier import auditing, authenticate, bases, bind, clauses, origins, replayed, shape, tolerance
+from pol.verifier import auditing, authenticate, bases, bind, clauses, origins, replayed, shape, tolerance, trying
 from pol.verifier.case import Case, Checks
 from pol.verifier.procedure import Procedure, not_run, run_step
 
@@ -36,7 +36,7 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         (4, lambda: [*(check(case) for check in SHAPE),
                      shape.recipe(case, auditor.name, auditor.sources(), case.settings)]),
         (5, lambda: [origins.origin(case, auditor, measured_platform()), bases.bases(case),
-                     origins.independence(case, auditor)]),
+                     origins.independence(case, auditor), trying.tried(case, auditor)]),
         (6, lambda: [replayed.challenge(case)]),
         (7, lambda: [auditing.audit(case, auditor, measured_platform())]),
     ]  # fmt: skip
