@@ -1,4 +1,4 @@
-"""Ordinary trainings by their settings, small enough to take hundreds of steps in a second; and what is not ordinary."""
+"""Ordinary trainings by their settings, some hundred steps in a second; and trainings that are not ordinary."""
 
 import math
 

@@ -61,7 +61,8 @@ class Bounds(Struct, frozen=True):
     """Largest share of steps that are recorded as skipped, after twenty: they change nothing by design."""
     # -- how far weights move --
     moved: bool = False
-    """The weights must change in half of the windows or more whose rate is no mere rounding."""
+    """The weights must change by more than rounding in half of the windows or more that have a rate, and be it a
+    thousandth of the run's largest: rates below half a unit in the last place leave them as they are."""
     progress: Size | None = None
     """Least move of a window by Adam and its like, in half of the windows or more: root mean square of the elements, as
     a share of the rates in force (square root of the sum of their squares, a random walk of such steps)."""

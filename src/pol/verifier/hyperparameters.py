@@ -71,7 +71,7 @@ def optimizers(case: Case) -> Checks:
     named: set[str] = set()
     for part in declaration.parts:
         for number, group in enumerate(part.groups):
-            where = f"of {part.name}, parameter group {number},"
+            where = f"of {part.name}, group {number},"
             for key, names in (("momentum", MOMENTA), ("eps", EPS)):
                 limit = getattr(bounds, key)
                 for name, value in _numbers(group, names) if limit is not None else ():

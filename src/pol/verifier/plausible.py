@@ -86,7 +86,7 @@ def _where(moved: Moved) -> str:
 
 
 def moved(case: Case) -> Checks:
-    """Weights change in most windows whose learning rate is no mere rounding; those of Adam by about the rate."""
+    """Weights move by more than rounding in most windows that have a learning rate; those of Adam by about the rate."""
     bounds = case.policy.bounds
     if not bounds.moved and bounds.progress is None:
         yield passed("moved", "the policy does not ask that the weights change")
@@ -103,7 +103,7 @@ def moved(case: Case) -> Checks:
         if not largest or largest < least or all(interval.loss is None for interval in inside):
             continue
         working += 1
-        standing += not any(move.distances)
+        standing += math.hypot(*move.distances) <= _rounding(sizes) * math.hypot(*move.norms)
         expected = math.sqrt(math.fsum(sizes[number][0] * rates[number].squares for number in signed))
         found = math.hypot(*(move.distances[number] for number in signed))
         if bounds.progress is not None and signed and found < bounds.progress * expected:
@@ -115,8 +115,8 @@ def moved(case: Case) -> Checks:
         bounds.moved and 2 * standing > working
     ):  # some may: a loss that is 0 on a batch has no gradient; replays show it
         raise IntegrityError(
-            f"{standing} of {working} windows changed no parameter, at learning rates of 2^-24 or a thousandth of the "
-            "largest and more (bounds.moved)"
+            f"{standing} of {working} windows changed no parameter by more than rounding, at rates of 2^-24 or a "
+            "thousandth of the largest and more (bounds.moved)"
         )
     if 2 * slow > working:
         raise IntegrityError(
@@ -124,7 +124,15 @@ def moved(case: Case) -> Checks:
             f"{bounds.progress:g} of the learning rates (first {first}), which the policy demands (bounds.progress)"
         )
     beside = "" if signed or bounds.progress is None else "; no optimizer takes steps of about its rate"
-    yield passed("moved", f"{standing} of {working} windows with a learning rate changed no parameter{beside}")
+    yield passed("moved", f"{standing} of {working} windows with a learning rate moved nothing{beside}")
+
+
+def _rounding(sizes: list[tuple[int, float]]) -> float:
+    """The share of their norm by which parameters must move: half a unit in the last place, of float32 at most.
+
+    Coarser parameters move by less in honest steps, since most of their elements are rounded back.
+    """
+    return min([LEAST_RATE, *(half for _, half in sizes if half)])
 
 
 def paces(case: Case) -> Checks:
