@@ -137,5 +137,7 @@ def reference(case: Case) -> Checks:
 
 
 CLAUSES = (
-    rule, inputs, assured, started, profile, reference, *hyperparameters.CLAUSES, *plausible.CLAUSES,
+    rule, inputs, assured, started, profile, reference,
+    plausible.moved, *hyperparameters.CLAUSES, plausible.paces, plausible.losses,
 )  # fmt: skip
+"""Weights that never moved come first: what else is wrong with such a run follows from it."""

@@ -185,6 +185,3 @@ def losses(case: Case) -> Checks:
                 raise beyond(what, drop, "loss_drop", bounds)
         lowest = min(lowest, value)
     yield passed("losses", f"none falls by more than {max(0.0, largest):.2g} of the first")
-
-
-CLAUSES = (moved, paces, losses)
