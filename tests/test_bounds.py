@@ -314,14 +314,14 @@ def test_steps_of_ones_own_that_do_not_work_leave_it_undecided():
 
 
 def test_no_more_steps_are_taken_than_are_needed():
-    for bounds, expected in ((Bounds(moved=True, pace=100.0), []), (Bounds(dropout=0.5), [3]), (PRESET, [1, 1, 1])):
+    for bounds, expected in ((Bounds(moved=True, pace=100.0), []), (Bounds(dropout=0.5), [3]), (PRESET, [1] * 5)):
         executor = Counting()
         verified(executor, bounds)
         assert [job.steps for job in executor.trials] == expected
     executor = Counting()
     verified(executor, PRESET, recorded(every=10))
-    assert [job.steps for job in executor.trials] == [10, 10, 10]
-    assert len({job.program.seed for job in executor.trials}) == 3
+    assert [job.steps for job in executor.trials] == [10] * 5
+    assert len({job.program.seed for job in executor.trials}) == 5
 
 
 def test_long_first_intervals_are_not_compared(monkeypatch):
@@ -339,6 +339,18 @@ def test_schedules_are_compared_as_far_as_they_are_stepped(monkeypatch):
     report = verified(Counting(), Bounds(scheduled=True), path)
     assert report.verdict is Verdict.ACCEPT
     assert "as far as 10 steps of it go" in said(report)
+
+
+def nearly_zero(forger):
+    """The rates of another machine: its last digits, also of the 0 at which a cosine ends."""
+    for index in range(2, 38):
+        rates = [repr(float(value) * (1 + 1e-15) + 1e-17) for value in forger.intervals[index].learning_rates[0].values]
+        forger.replace(index, learning_rates=[Rates(steps=1, values=rates)])
+
+
+def test_last_digits_of_a_rate_do_not_matter():
+    report = verified(Counting(), Bounds(scheduled=True), forged(nearly_zero, schedule="lambda from 0 to 0"))
+    assert report.verdict is Verdict.ACCEPT, report.reason()
 
 
 LOOKED_AT = [OWN, RECIPE, "zoo_precision.py:Flash", "zoo_precision.py:AutocastBfloat16", "zoo_evolving.py:Transformed"]
