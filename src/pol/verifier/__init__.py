@@ -6,9 +6,11 @@
 3. **Bind**: every file present is listed and hashed, nothing else is there; log → attestation → genesis; every
    kept checkpoint has its recorded root; the released model is the last checkpoint's weights.
 4. **Shape**: intervals cover [0, T] exactly, at least one; sizes and counts agree with the spec; every value is
-   finite; recipe, profile and inputs are within policy. Update sizes are measured here.
+   finite; recipe, profile and inputs are within policy. Update sizes are measured here, and bounded with rates,
+   hyperparameters and losses.
 5. **Origin**: the first state follows from the seed, drawn again; under two seeds of the verifier's own every
-   tensor is a permitted constant or unrelated.
+   tensor is a permitted constant or unrelated. First steps of the verifier's own show settings, losses and schedules,
+   if the policy bounds these.
 6. **Challenge**: intervals drawn from the attestation and a fresh nonce, and those that the screens of
    ``pol.proof.screens`` find suspicious; never none.
 7. **Audit**: indices from the seed, samples against the dataset root, batches against their digest; each

@@ -27,6 +27,18 @@ from pol.verifier.carrying import Carrying
 Checks = Iterator[Check]
 
 
+@dataclass(frozen=True)
+class Moved:
+    """How far parameters moved between two kept checkpoints: per parameter group, in the order of recorded rates."""
+
+    start: int
+    stop: int
+    distances: list[float]
+    """Euclidean."""
+    norms: list[float]
+    """Euclidean norms of these parameters: the larger of before and after."""
+
+
 @dataclass
 class Case:
     """One verification. Fields after ``progress`` are filled by the steps, in order."""
@@ -64,6 +76,8 @@ class Case:
     checkpoints: dict[int, list[Placed]] = field(init=False)
     windows: list[Window] = field(init=False)
     screens: list[Screen] = field(default_factory=list)
+    moves: list[Moved] = field(default_factory=list)
+    """Of each window."""
     draws: Draws | None = None
     allowed: dict[int, float] = field(default_factory=dict)
     """Rule tolerance: by interval, how far its limits let all parameters be moved unseen."""

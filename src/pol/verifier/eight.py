@@ -18,6 +18,7 @@ from pol.verifier import (
     screening,
     shape,
     tolerance,
+    trying,
 )  # fmt: skip
 from pol.verifier.case import Case, Checks
 from pol.verifier.procedure import Procedure, not_run, run_step
@@ -48,7 +49,7 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         (4, lambda: [*(check(case) for check in SHAPE),
                      shape.recipe(case, auditor.name, auditor.sources(), case.settings)]),
         (5, lambda: [origins.origin(case, auditor, measured_platform()), bases.bases(case),
-                     origins.independence(case, auditor)]),
+                     origins.independence(case, auditor), trying.tried(case, auditor)]),
         (6, lambda: [replayed.challenge(case)]),
         (7, lambda: [auditing.audit(case, auditor, measured_platform())]),
     ]  # fmt: skip
