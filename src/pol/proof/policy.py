@@ -70,7 +70,7 @@ class Limits(Struct, frozen=True):
     """Share of the replayed move. Alone it is breakable: lr * weight_decay = 2 makes every move twice the weights."""
     absolute: Size
     """Root mean square over the elements. Alone it is breakable: smaller steps, and more of them, go anywhere."""
-    tensors: dict[str, Size] = {}
+    tensors: dict[str, Size] = msgspec.field(default_factory=dict)
     """The same for single entries, by key, in place of ``absolute``; a calibration fills it."""
     floor: Size = 4.0
     """Rounding that is always allowed, in units of half a last place of the tensor's norm: without it a tensor that

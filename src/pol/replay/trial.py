@@ -24,7 +24,7 @@ from torch.nn.utils import clip_grad
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 
-from pol.interval import Rates
+from pol.interval import Momenta, Rates
 from pol.messages import Course, Trial, Tried
 from pol.replay import watch
 from pol.replay.engine import Arrival, Frame, Position, advance
@@ -183,8 +183,9 @@ class _Losses:
         """Nothing."""
 
     def closed(
-        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
-    ) -> None:
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
         """Keep the loss."""
         self.losses.append(loss)
 
