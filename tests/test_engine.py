@@ -94,7 +94,7 @@ class Watch:
     def item(self, index, item):
         self.items[index] = repr(item)
 
-    def closed(self, step, loss, rates, take, counts):
+    def closed(self, step, loss, rates, take, counts, momenta):
         self.losses[step], self.rates[step], self.counts[step] = loss, rates, counts
         self.roots[step] = take().root()
 

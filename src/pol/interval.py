@@ -13,6 +13,10 @@ FloatText = Annotated[str, msgspec.Meta(max_length=32)]
 """A float64 in its shortest decimal form; 24 characters are the longest."""
 
 
+Momenta = list[list[float]]
+"""Per parameter group its momentum, or its betas: what a schedule may change, and no record holds."""
+
+
 class Rates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Learning rates in force over some consecutive steps: one value per parameter group."""
 

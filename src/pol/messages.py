@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from pol.declaration import Declaration
-from pol.interval import Interval, Rates
+from pol.interval import Interval, Momenta, Rates
 from pol.profile import Platform, Profile
 from pol.statetree import StateRoot
 from pol.traces import Held, Note, Observation, Operation
@@ -210,6 +210,8 @@ class Recorded(Event, frozen=True, kw_only=True):
     interval: Interval
     samples: list[str]
     """Of a replay: per step, the digest of the samples that the dataset returned."""
+    momenta: Momenta = []
+    """Of a replay: what every parameter group keeps of the past, at the end."""
     kept: bool = False
     drawn: str = ""
     """Of a replay that saves states: digest of torch's generator after the interval."""

@@ -166,7 +166,7 @@ class Workshop:
         found: list[tuple[Interval, State]] = []
         observer = IntervalRecorder(
             every=spec.every, start=start.step, last=spec.steps, batch_key=seeds.batch_key(forger.r),
-            emit=lambda interval, state, _: found.append((interval, _copy(state))),
+            emit=lambda interval, state, *_: found.append((interval, _copy(state))),
         )  # fmt: skip
         frame = Frame(streams, declaration, spec.batches_per_step, order=self._order(forger))
         advance(make, frame, start, stop, observer)

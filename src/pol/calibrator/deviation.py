@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import msgspec
 from pol.checkpoint import Checkpoint
 from pol.distance import Accumulator, ratio
 from pol.errors import UsageError
-from pol.interval import Interval
+from pol.interval import Interval, Momenta
 from pol.proof.noise import WORST, Seen
 from pol.proof.policy import Limits
 from pol.statetree import FLOATING
@@ -47,6 +48,8 @@ class Ends:
     """Steps of the run before the end."""
     losses: tuple[float | None, float | None]
     """Recorded and taken again; None: all steps were skipped."""
+    momenta: Momenta
+    """Of the parameter groups at the end of the replay."""
     equal: bool
     """Whether the roots are."""
     name: str
@@ -73,7 +76,7 @@ def honest_error(ends: Ends, carrying: Carrying) -> Error:
     if differs := _not_covered(ends):
         raise Uncovered(f"steps up to {ends.step} with {ends.name}: {differs}. {SKIP}")
     total, relative, absolute = _Total(), {}, {}
-    for key, found in reproduction(ends.start, ends.replayed, ends.recorded, carrying, ends.step):
+    for key, found in _reproduction(ends, carrying):
         total.add(found)
         if not found.equal and (excess := _excess(found.total, found)) > 0:
             relative[key] = capped(ratio(excess, found.move.result().l2))
@@ -94,7 +97,7 @@ def forged_error(ends: Ends, carrying: Carrying) -> Error:
             absolute=repr(WORST), absolute_of=differs, loss=repr(loss),
         ))  # fmt: skip
     total, relative, absolute, floored = _Total(), {}, {}, True
-    for key, found in reproduction(ends.start, ends.replayed, ends.recorded, carrying, ends.step):
+    for key, found in _reproduction(ends, carrying):
         total.add(found)
         error = found.error.result()
         if found.entry.kind == "parameter" and not error.equal:
@@ -106,6 +109,10 @@ def forged_error(ends: Ends, carrying: Carrying) -> Error:
     if floored:
         relative, absolute = {}, {}
     return Error(_seen(False, total, relative, absolute, loss, floored))
+
+
+def _reproduction(ends: Ends, carrying: Carrying) -> Iterator[tuple[str, Reproduced]]:
+    return reproduction(ends.start, ends.replayed, ends.recorded, carrying, ends.step, ends.momenta)
 
 
 @dataclass

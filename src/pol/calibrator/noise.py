@@ -23,7 +23,7 @@ from pol.checkpoint import Checkpoint, content_of, read_entries
 from pol.digest import Digest
 from pol.errors import FormatError, IntegrityError, ReplayError
 from pol.executors.local import Executor
-from pol.interval import Interval
+from pol.interval import Interval, Momenta
 from pol.messages import EventType, Failed, Opened, Recorded, Segment, Stepped
 from pol.proof.attestation import MAX_JOURNAL, Journal
 from pol.proof.genesis import Secret, genesis_digest, registered
@@ -71,7 +71,9 @@ class NoiseMeter:
             for number, condition in enumerate(self._conditions, start=1):
                 self._told = number * self._length(self.run.starts)
                 self._take(auditor, condition)
-        errors = {name: [found[start] for start in self.run.starts] for name, found in self._kept.found.items() if found}
+        errors = {
+            name: [found[start] for start in self.run.starts] for name, found in self._kept.found.items() if found
+        }
         honest, cheats = (
             [self._replays(one, errors) for one in self._conditions if one.honest is wanted] for wanted in (True, False)
         )
@@ -96,13 +98,14 @@ class NoiseMeter:
         self._told = 0
         todo = [start for start in self.run.starts if not self._has_states(start)]
         with self._folder() as folder:
-            for found, drawn in self._replay(auditor, own, todo, folder):
+            for event in self._replay(auditor, own, todo, folder):
+                found = event.interval
                 if found.root != self.log.intervals[found.start].root:
                     raise ReplayError(
                         f"step {found.start}, taken again on this machine with the run's own flags, ends in another "
                         f"state than was recorded. pol doctor finds out why. {SKIP}"
                     )
-                self._kept.drawn[found.stop] = drawn
+                self._kept.drawn[found.stop] = event.drawn
                 if (saved := folder / f"{found.stop:012d}.safetensors").exists():
                     saved.replace(self._states / saved.name)
             self._kept.save()
@@ -145,12 +148,13 @@ class NoiseMeter:
         with self._folder() as folder:
             rows: list[Error] = []
             pairs: list[tuple[Interval, Interval]] = []
-            for found, drawn in self._replay(auditor, condition, todo, folder):
+            for event in self._replay(auditor, condition, todo, folder):
+                found = event.interval
                 start = found.start - found.start % self._most
                 pairs.append((self.log.intervals[found.start], found))
-                self._check_step(condition, *pairs[-1], drawn)
+                self._check_step(condition, *pairs[-1], event.drawn)
                 if found.stop - start in self.rungs:
-                    rows.append(self._error(condition, start, pairs, folder))
+                    rows.append(self._error(condition, start, pairs, event.momenta, folder))
                 if found.stop == self._stop(start):
                     have[start], rows, pairs = rows, [], []
                     self._kept.save()
@@ -168,14 +172,21 @@ class NoiseMeter:
         if condition.name == FLOAT64 and drawn != self._kept.drawn[found.stop]:
             raise Uncovered("its steps draw other random numbers in that type")
 
-    def _error(self, condition: Condition, start: int, pairs: list[tuple[Interval, Interval]], folder: Path) -> Error:
+    def _error(
+        self, condition: Condition, start: int, pairs: list[tuple[Interval, Interval]], momenta: Momenta, folder: Path
+    ) -> Error:
         recorded, found = pairs[-1]
         path = folder / f"{found.stop:012d}.safetensors"
-        losses = _mean(one for one, _ in pairs), _mean(one for _, one in pairs)
         ends = Ends(
-            self.state(start), self.state(found.stop), Checkpoint.at(path), found.stop, losses,
-            found.root == recorded.root, condition.name,
-        )  # fmt: skip
+            start=self.state(start),
+            recorded=self.state(found.stop),
+            replayed=Checkpoint.at(path),
+            step=found.stop,
+            losses=(_mean(one for one, _ in pairs), _mean(one for _, one in pairs)),
+            momenta=momenta,
+            equal=found.root == recorded.root,
+            name=condition.name,
+        )
         try:
             return (honest_error if condition.honest else forged_error)(ends, self._carrying)
         finally:
@@ -183,8 +194,8 @@ class NoiseMeter:
 
     def _replay(
         self, auditor: LocalAuditor, condition: Condition, starts: list[int], folder: Path
-    ) -> Iterator[tuple[Interval, str]]:
-        """Each step that is taken again, and where a generator stood after it."""
+    ) -> Iterator[Recorded]:
+        """Each step as it is taken again."""
         if not starts:
             return
         genesis, order = self.run.genesis, None
@@ -202,7 +213,7 @@ class NoiseMeter:
         )  # fmt: skip
         yield from self._steps_of(events, condition)
 
-    def _steps_of(self, events: Iterator[EventType], condition: Condition) -> Iterator[tuple[Interval, str]]:
+    def _steps_of(self, events: Iterator[EventType], condition: Condition) -> Iterator[Recorded]:
         total = (len(self._conditions) + 1) * self._length(self.run.starts)
         before, done = self._told, 0
         self._tell("measuring noise", before, total)
@@ -214,9 +225,9 @@ class NoiseMeter:
                             f"{self.run.folder / checkpoint_path(step)} loads as another state than was recorded: "
                             f"remove {self.run.folder} to train it anew"
                         )
-                case Recorded(interval=interval, drawn=drawn):
+                case Recorded():
                     done += 1
-                    yield interval, drawn
+                    yield event
                 case Stepped(step=step):
                     self._tell("measuring noise", before + step, total)
                 case Failed(message=message):

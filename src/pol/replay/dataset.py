@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pol.errors import UsageError
+from pol.interval import Momenta
 from pol.replay.data import encode_field, fields, sample_leaf
 from pol.replay.files import writing
 from pol.replay.frame import Arrival
@@ -76,8 +77,9 @@ class Untouched:
             encode_field(value, where)
 
     def closed(
-        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
-    ) -> None:
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
         """Nothing to note."""
 
     def check(self, data: Any) -> None:

@@ -236,7 +236,7 @@ class Driver:
         if self._observer:
             attached = self.attached
             take = attached.state if final else partial(attached.state_before, self.step)
-            self._observer.closed(self.step - 1, loss, rates, take, dict(attached.parts.counts))
+            self._observer.closed(self.step - 1, loss, rates, take, dict(attached.parts.counts), attached.parts.momenta)
 
     def _epoch_is_over(self) -> bool:
         per_epoch = self._steps_per_epoch()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pol.interval import Interval, Rates
+from pol.interval import Interval, Momenta, Rates
 from pol.order import sample_list_digest
 from pol.replay.data import BatchHasher, sample_leaf
 from pol.replay.state import State
@@ -21,7 +21,7 @@ class IntervalRecorder:
         start: int,
         last: int,
         batch_key: bytes,
-        emit: Callable[[Interval, State, list[str]], None],
+        emit: Callable[[Interval, State, list[str], Momenta], None],
         salt_key: bytes | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> None:
@@ -55,8 +55,9 @@ class IntervalRecorder:
             self._chosen.append(chosen)
 
     def closed(
-        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
-    ) -> None:
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
         """Add a step; at a boundary, emit the interval with the state after it."""
         if loss is None:
             self._skipped.append(step)
@@ -83,7 +84,7 @@ class IntervalRecorder:
             schedules=counts,
             indices=self._chosen or None,
         )
-        self._emit(interval, state, self._digests)
+        self._emit(interval, state, self._digests, momenta())
         self._begin(step + 1)
 
     def _add_rates(self, values: list[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pol.errors import PolError, ReplayError, UsageError
-from pol.interval import Interval
+from pol.interval import Interval, Momenta
 from pol.messages import (
     Build,
     Built,
@@ -233,7 +233,7 @@ def _train(job: Train, emit: Emit) -> None:
     progress = _Progress(emit, last)
     with Writer(directory, emit) as writer:
 
-        def record(interval: Interval, state: State, _: list[str]) -> None:
+        def record(interval: Interval, state: State, *_: object) -> None:
             kept = interval.stop % kept_every == 0 or interval.stop == last
             writer.add(Recorded(interval=interval, samples=[], kept=kept), interval.stop, state if kept else None)
 
@@ -276,13 +276,13 @@ def _replay(job: Replay, emit: Emit) -> None:
     emit(Finished(undeclared=entry.undeclared()))
 
 
-def _replayed(emit: Emit, job: Replay, interval: Interval, state: State, samples: list[str]) -> None:
-    if job.save is None:
-        emit(Recorded(interval=interval, samples=samples))
-        return
-    if not job.saved or interval.stop in job.saved:
-        save_atomically(state, Path(job.save) / checkpoint_name(interval.stop))
-    emit(Recorded(interval=interval, samples=samples, drawn=content_digest(torch.get_rng_state()).hex()))
+def _replayed(emit: Emit, job: Replay, interval: Interval, state: State, samples: list[str], momenta: Momenta) -> None:
+    drawn = ""
+    if job.save is not None:
+        if not job.saved or interval.stop in job.saved:
+            save_atomically(state, Path(job.save) / checkpoint_name(interval.stop))
+        drawn = content_digest(torch.get_rng_state()).hex()
+    emit(Recorded(interval=interval, samples=samples, momenta=momenta, drawn=drawn))
 
 
 def _shifted(progress: _Progress, by: int, step: int) -> None:

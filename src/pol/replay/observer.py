@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pol.interval import Momenta
 from pol.replay.state import State
 
 
@@ -18,6 +19,7 @@ class Observer(Protocol):
         """The dataset returned sample ``index`` (before its transform); told again, the last time holds."""
 
     def closed(
-        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
-    ) -> None:
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
         """Step ``step`` is done; ``loss`` is None if it was skipped; ``take()`` gives the state after it."""

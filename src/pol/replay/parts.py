@@ -5,6 +5,7 @@ Restoring copies into the tensors that the recipe built. Hyperparameters are res
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pol.declaration import Part
 from pol.errors import IntegrityError, ReplayError, UsageError
+from pol.interval import Momenta
 from pol.replay import extra, generators
 from pol.replay.frozen import Bases
 from pol.replay.optimizers import AttachedOptimizer
@@ -166,6 +168,15 @@ class Parts:
             float(group["lr"]) for _, o in sorted(self.optimizers.items()) for group in o.param_groups if "lr" in group
         ]
 
+    def momenta(self) -> Momenta:
+        """What every parameter group with a learning rate keeps of the past now, in the same order."""
+        return [
+            [float(value) for name in MOMENTA for value in _several(group.get(name))]
+            for _, o in sorted(self.optimizers.items())
+            for group in o.param_groups
+            if "lr" in group
+        ]
+
     # -- take down ----------------------------------------------------------------------------------------------
 
     def capture(self) -> State:
@@ -259,3 +270,11 @@ def _copy(saved: torch.Tensor, tensor: torch.Tensor) -> None:
         if stride == 0:  # an expanded tensor: all of its elements here are one, which is written once
             saved, tensor = saved.narrow(dim, 0, 1), tensor.narrow(dim, 0, 1)
     tensor.copy_(saved)
+
+
+MOMENTA = ("momentum", "betas")
+"""Hyperparameters that say how much an optimizer keeps of what it has."""
+
+
+def _several(value: Any) -> Sequence[Any]:
+    return () if value is None else value if isinstance(value, tuple | list) else (value,)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from pol.errors import UsageError
+from pol.interval import Momenta
 from pol.replay.attached import Attached
 from pol.replay.driver import Driver
 from pol.replay.frame import Frame, Position
@@ -143,10 +144,11 @@ class _Rounded:
         self.batch, self.item = observer.batch, observer.item
 
     def closed(
-        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
-    ) -> None:
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
         """See ``Observer``."""
-        self._observer.closed(step, loss, rates, lambda: self._double.rounded(take()), counts)
+        self._observer.closed(step, loss, rates, lambda: self._double.rounded(take()), counts, momenta)
 
 
 def _is_coarser(dtype: torch.dtype) -> bool:

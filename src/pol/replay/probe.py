@@ -12,6 +12,7 @@ import torch
 
 from pol.digest import blake3_bytes, frame
 from pol.errors import ReplayError
+from pol.interval import Momenta
 from pol.messages import EventType, Observed, Probe, Probed, Traced
 from pol.replay.data import encode_field, fields
 from pol.replay.driver import Driver
@@ -109,8 +110,9 @@ class _Looking:
         self.tracer.begin()
 
     def closed(
-        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
-    ) -> None:
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
         """Note the step, and the state after it."""
         seconds = perf_counter() - self._began
         assert self._driver is not None

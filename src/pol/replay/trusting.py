@@ -22,7 +22,7 @@ import torch
 
 from pol import canonical
 from pol.errors import IntegrityError, ReplayError
-from pol.interval import Rates
+from pol.interval import Momenta, Rates
 from pol.messages import EventType, Finished, Reached, TrustingReplay
 from pol.replay.driver import Driver
 from pol.replay.engine import Arrival, Frame, Position, advance
@@ -164,8 +164,9 @@ class _End:
         """Nothing to note."""
 
     def closed(
-        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int]
-    ) -> None:
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
         """Save at the end."""
         if step + 1 == self._stop:
             take().save(self._folder / checkpoint_name(self._stop))

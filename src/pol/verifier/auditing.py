@@ -174,7 +174,8 @@ class _Replay:
                             finished,
                             f"the checkpoint after {step} steps loads as another state than the log records",
                         )
-                case Recorded(interval=interval, samples=samples):
+                case Recorded(interval=interval, samples=samples, momenta=momenta):
+                    case.momenta[interval.start // genesis.spec.every] = momenta
                     self._compare(interval, samples)
                     finished += interval.stop == waiting[finished].stop
                 case Stepped(step=step):
@@ -220,7 +221,8 @@ class _Replay:
             fields.remove("root")
             replayed = Checkpoint.at(self._folder / f"{found.stop:012d}.safetensors")
             ends = state_after(case, found.start), replayed, state_after(case, found.stop)
-            beyond, deviation = tolerance.deviation(case.policy, *ends, case.carrying, found.stop)
+            momenta = case.momenta[found.start // case.genesis.spec.every]
+            beyond, deviation = tolerance.deviation(case.policy, *ends, case.carrying, found.stop, momenta)
         if limits is not None and "loss" in fields and _near(found.loss, recorded.loss, limits.loss):
             fields.remove("loss")
         what = " and ".join(_NAMES.get(name, name) for name in fields)

@@ -23,7 +23,7 @@ from pol.checkpoint import Checkpoint
 from pol.declaration import Declaration, Group, Part
 from pol.distance import Accumulator
 from pol.errors import IntegrityError
-from pol.interval import Interval
+from pol.interval import Interval, Momenta
 from pol.values import floats
 
 SGD = ("torch.optim.sgd.SGD",)
@@ -40,11 +40,6 @@ def unbounded(part: Part) -> str:
     """Why it is not known what errors of an optimizer's moments will do; "" if it is."""
     if part.type not in KNOWN:
         return f"{part.name} is a {part.type}: what errors of its state will do to the weights later is not known"
-    for name in sorted({"momentum", "betas", "eps"} & set(part.dynamic)):
-        return (
-            f"{name} of {part.name} may change during the run and is not recorded, so it is not known how long an "
-            "error is carried on (schedules that cycle the momentum can be told not to: cycle_momentum=False)"
-        )
     if any(_plain(group, "amsgrad") for group in part.groups):
         return f"{part.name} is Adam with amsgrad=True, whose maxima never forget an error"
     return ""
@@ -76,41 +71,47 @@ class Carrying:
                 columns += 1
         self._rates = _expanded(intervals, columns)
 
-    def length(self, key: str, step: int, replayed: Checkpoint, recorded: Checkpoint) -> float:
+    def length(self, key: str, step: int, momenta: Momenta, replayed: Checkpoint, recorded: Checkpoint) -> float:
         """How far the errors of the moments of one parameter will move it after ``step``: Euclidean, at most.
 
-        0 where there are none; NaN if a moment is no finite number.
+        0 where there are none; NaN if a moment is no finite number. A schedule may change momenta, and no record holds
+        them, so ``momenta`` are those at the end of the replay.
         """
-        return sum((self._one(key, trained, step, replayed, recorded) for trained in self._trained.get(key, ())), 0.0)
+        each = (self._one(key, one, step, momenta, replayed, recorded) for one in self._trained.get(key, ()))
+        return sum(each, 0.0)
 
-    def _one(self, key: str, trained: _Trained, step: int, replayed: Checkpoint, recorded: Checkpoint) -> float:
+    def _one(
+        self, key: str, trained: _Trained, step: int, momenta: Momenta, replayed: Checkpoint, recorded: Checkpoint
+    ) -> float:
         rates = self._rates[step:, trained.column]
         if not rates.size:
             return 0.0
         kept = f"optimizer/{trained.part.name}.{key.removeprefix('parameter/')}."
         if trained.part.type in SGD:
-            return _sgd(kept + "momentum_buffer", trained.group, rates, replayed, recorded)
+            return _sgd(kept + "momentum_buffer", momenta[trained.column], rates, replayed, recorded)
         if trained.part.type in ADAM:
-            return _adam(kept, trained.group, rates, replayed, recorded)
+            return _adam(kept, trained.group, momenta[trained.column], rates, replayed, recorded)
         return 0.0
 
 
-def _sgd(key: str, group: Group, rates: Reals, replayed: Checkpoint, recorded: Checkpoint) -> float:
+def _sgd(key: str, momentum: list[float], rates: Reals, replayed: Checkpoint, recorded: Checkpoint) -> float:
     """Buffer = momentum * buffer + gradient; weights -= lr * buffer (with Nesterov's rule once momentum more)."""
     if key not in replayed.entries:
         return 0.0
     found = Accumulator()
     for here, there in zip(replayed.chunks(key), recorded.chunks(key), strict=True):
         found.add(here, there)
-    return found.result().l2 * _geometric(rates, _number(group, "momentum", 0.0))
+    return found.result().l2 * _geometric(rates, momentum[0])
 
 
-def _adam(kept: str, group: Group, rates: Reals, replayed: Checkpoint, recorded: Checkpoint) -> float:
+def _adam(
+    kept: str, group: Group, betas: list[float], rates: Reals, replayed: Checkpoint, recorded: Checkpoint
+) -> float:
     """Weights -= lr * m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)  (Kingma and Ba 2015, algorithm 1)."""
     first, second = kept + "exp_avg", kept + "exp_avg_sq"
     if first not in replayed.entries or second not in replayed.entries:
         return 0.0
-    (one, two), eps = _betas(group), _number(group, "eps", 1e-8)
+    (one, two), eps = betas, _number(group, "eps", 1e-8)
     taken = _taken(kept + "step", replayed)
     of_first, of_second = Accumulator(), Accumulator()
     states = (replayed.chunks(first), recorded.chunks(first), replayed.chunks(second), recorded.chunks(second))
@@ -166,12 +167,6 @@ def _expanded(intervals: Sequence[Interval], columns: int) -> Reals:
             values = [canonical.parse_float(text, "learning rate", finite=True) for text in rates.values]
             rows.append(np.broadcast_to(np.abs(np.array(values, dtype=np.float64)), (rates.steps, columns)))
     return np.concatenate(rows) if rows else np.zeros((0, columns))
-
-
-def _betas(group: Group) -> tuple[float, float]:
-    found = _plain(group, "betas")
-    one, two = found if isinstance(found, list | tuple) and len(found) == 2 else (0.9, 0.999)
-    return float(one), float(two)
 
 
 def _number(group: Group, name: str, otherwise: float) -> float:

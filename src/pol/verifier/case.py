@@ -10,6 +10,7 @@ from typing import Any
 
 from pol import seeds
 from pol.digest import Digest
+from pol.interval import Momenta
 from pol.proof.attestation import Journal, Statement, attestation_digest
 from pol.proof.challenge import Draws, Window
 from pol.proof.container import Placed
@@ -64,6 +65,8 @@ class Case:
     draws: Draws | None = None
     allowed: dict[int, float] = field(default_factory=dict)
     """Rule tolerance: by interval, how far its limits let all parameters be moved unseen."""
+    momenta: dict[int, Momenta] = field(default_factory=dict)
+    """Of the parameter groups at the end of each replayed interval."""
     drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pol.checkpoint import Checkpoint
 from pol.distance import Accumulator
+from pol.interval import Momenta
 from pol.statetree import FLOATING, Entry
 from pol.values import Values
 from pol.verifier.carrying import Carrying
@@ -44,7 +45,7 @@ class Reproduced:
 
 
 def reproduction(
-    start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carrying: Carrying, step: int
+    start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carrying: Carrying, step: int, momenta: Momenta
 ) -> Iterator[tuple[str, Reproduced]]:
     """Every floating-point entry of a recorded state, compared with the replayed one.
 
@@ -54,12 +55,13 @@ def reproduction(
         recorded: The state that was recorded.
         carrying: The optimizers and learning rates of the run.
         step: Steps of the run before the end of the interval.
+        momenta: Of the parameter groups at the end of the replay.
     """
     for key, slot in recorded.entries.items():
         if slot.entry.dtype not in FLOATING:
             continue
         error = accumulated(zip(replayed.chunks(key), recorded.chunks(key), strict=True))
-        carried = carrying.length(key, step, replayed, recorded) if slot.entry.kind == "parameter" else 0.0
+        carried = carrying.length(key, step, momenta, replayed, recorded) if slot.entry.kind == "parameter" else 0.0
         known = key in start.entries
         yield (
             key,

@@ -7,6 +7,7 @@ floating point is exact under this rule, too.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from pol.checkpoint import Checkpoint
 from pol.distance import METRICS, Accumulator, Distances, ratio, within
 from pol.errors import IntegrityError
+from pol.interval import Momenta
 from pol.proof.policy import Limits, Policy, Reference
 from pol.proof.report import Deviation
 from pol.statetree import FLOATING, Entry
@@ -110,7 +112,14 @@ def _shares(found: Distances, reference: Reference) -> dict[str, float]:
 
 
 def deviation(
-    policy: Policy, start: Checkpoint, replayed: Checkpoint, recorded: Checkpoint, carrying: Carrying, step: int
+    policy: Policy,
+    start: Checkpoint,
+    replayed: Checkpoint,
+    recorded: Checkpoint,
+    carrying: Carrying,
+    step: int,
+    momenta: Momenta,
+    noise: Mapping[str, float] | None = None,
 ) -> tuple[str, Deviation | None]:
     """What is wrong with a recorded end state ("" if nothing), and the tensor that is nearest to its limit.
 
@@ -121,6 +130,8 @@ def deviation(
         recorded: The state that was recorded.
         carrying: The optimizers and learning rates of the run.
         step: Steps of the run before the end of the interval.
+        momenta: Of the parameter groups at the end of the replay.
+        noise: By parameter, how much of what is carried on is noise, measured for this interval, and so no error.
     """
     assert policy.limits is not None
     if _named(replayed) != _named(recorded):
@@ -128,7 +139,7 @@ def deviation(
     whole = _exact(replayed, recorded)
     wrong, moved, beyond = Accumulator(), Accumulator(), 0
     nearest, still = _Nearest(-1.0, "", 0.0, 0.0), ""
-    for key, found in reproduction(start, replayed, recorded, carrying, step):
+    for key, found in reproduction(start, replayed, recorded, carrying, step, momenta):
         if found.entry.kind == "parameter":
             wrong.merge(found.error)
             moved.merge(found.move)
@@ -136,7 +147,7 @@ def deviation(
             still = f"{key} has moved in elements that the replay leaves as they are"
         if found.equal:
             continue
-        one = _nearest(policy.limits, key, found)
+        one = _nearest(policy.limits, key, found, (noise or {}).get(key, 0.0))
         beyond += not within(one.error, one.limit)
         nearest = max(nearest, one)
     if not moved.result().size:
@@ -170,10 +181,11 @@ class _Nearest(NamedTuple):
     limit: float
 
 
-def _nearest(limits: Limits, key: str, found: Reproduced) -> _Nearest:
+def _nearest(limits: Limits, key: str, found: Reproduced, noise: float) -> _Nearest:
     limit = largest(limits, found.entry, found.move.result().l2, found.norm)
-    share = ratio(found.total, limit)
-    return _Nearest(math.inf if math.isnan(share) else share, key, found.total, limit)
+    error = found.total - min(found.carried, noise)
+    share = ratio(error, limit)
+    return _Nearest(math.inf if math.isnan(share) else share, key, error, limit)
 
 
 def _exact(replayed: Checkpoint, recorded: Checkpoint) -> str:
