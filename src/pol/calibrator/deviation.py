@@ -13,6 +13,7 @@ from pol.checkpoint import Checkpoint
 from pol.distance import Accumulator, ratio
 from pol.errors import UsageError
 from pol.interval import Interval, Momenta
+from pol.proof.limiting import MARGIN
 from pol.proof.noise import WORST, Seen
 from pol.proof.policy import Limits
 from pol.statetree import FLOATING
@@ -80,7 +81,8 @@ def honest_error(ends: Ends, carrying: Carrying) -> Error:
         total.add(found)
         if not found.equal and (excess := _excess(found.total, found)) > 0:
             relative[key] = capped(ratio(excess, found.move.result().l2))
-            absolute[key] = capped(excess / math.sqrt(found.error.result().size))
+            # So that a limit is at least one more floor: an error that is beyond it by a hair says little of the next.
+            absolute[key] = capped((excess + _floor(found) / MARGIN) / math.sqrt(found.error.result().size))
     if not total.moved.result().size:
         raise Uncovered(f"this recipe has no floating-point parameters to compare. {SKIP}")
     return Error(_seen(False, total, relative, absolute, loss), absolute)

@@ -6,7 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy.special import betaincinv
 
 from pol.proof.noise import Noise
 
@@ -27,7 +27,7 @@ class Rate:
         """Largest share of all honest ones that are beyond, with 95 % confidence (Clopper and Pearson 1934)."""
         if self.beyond >= self.of:
             return 1.0
-        return float(stats.beta.ppf(CONFIDENCE, self.beyond + 1, self.of - self.beyond))
+        return float(betaincinv(self.beyond + 1, self.of - self.beyond, CONFIDENCE))
 
 
 def audit(rate: float, draws: int = DRAWS) -> float:
