@@ -156,9 +156,9 @@ def rate(replays: Rate, intervals: Rate) -> str:
     return (
         f"Of {plural(replays.of, 'honest replay')} with other bits {none} beyond what follows without its interval. So "
         f"with 95 % confidence at most {replays.most:.2g} of all honest intervals on such platforms are "
-        f"({intervals.most:.2g} if each of the {plural(intervals.of, 'interval')} counts once); an audit of {DRAWS} meets "
-        f"one with a probability of at most {audit(replays.most):.2g}. That alone is no rejection: the verifier looks for "
-        "a branch, and is undecided without one. More --intervals bound it better."
+        f"({intervals.most:.2g} if each of the {plural(intervals.of, 'interval')} counts once); an audit of {DRAWS} "
+        f"meets one with a probability of at most {audit(replays.most):.2g}. That alone is no rejection: the verifier "
+        "looks for a branch, and is undecided without one. More --intervals bound it better."
     )
 
 
