@@ -20,6 +20,7 @@ from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.store import checkpoint_path
+from pol.verifier import drift as budget
 from pol.verifier import eight, tolerance
 
 BEYOND = "tensors are beyond their limits"
@@ -46,7 +47,7 @@ EXPECTED = {
     "long-interval": (4, "an interval has 14 steps, the policy allows 10"),
     "other-length": (4, "the log has 5 intervals, the spec says 7"),
     "first-momentum": (4, "other names, dtypes or shapes than the genesis declares"),
-    "later-momentum": (7, f"First: interval 3 (steps 9–12): 5 {BEYOND}; optimizer/"),
+    "later-momentum": (7, f"First: interval 3 (steps 9–12): 10 {BEYOND}; optimizer/"),
     "state-rate": (7, "First: interval 2 (steps 6–9): the recorded end state has other entries than the replay gives"),
     "schedule-count": (7, "First: interval 2 (steps 6–9): taking the steps again gives other values for schedules"),
     "configured-rate": (7, "5 of 5 replayed intervals failed"),
@@ -294,7 +295,8 @@ def test_weights_that_stand_still_at_a_rate_above_zero_are_refused(tmp_path, mon
     report = check(path, policy=still)
     assert decision(report) == (Verdict.INCONCLUSIVE, None)
     assert "all limits together are inf times the way" in report.reason()
-    monkeypatch.setattr(eight, "SHAPE", tuple(f for f in eight.SHAPE if f is not tolerance.drift))
+    monkeypatch.setattr(eight, "SHAPE", tuple(f for f in eight.SHAPE if f is not budget.beforehand))
+    monkeypatch.setattr(budget, "afterwards", lambda _: iter(()))
     assert decision(check(path, policy=still)) == (Verdict.REJECT, 7)
 
 

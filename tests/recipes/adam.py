@@ -15,3 +15,15 @@ class Adam(toy.Toy):
         loss.backward()
         parts.optimizer.step()
         return loss
+
+
+class Adagrad(Adam):
+    def build(self):
+        parts = super().build()
+        return {"model": parts["model"], "optimizer": torch.optim.Adagrad(parts["model"].parameters(), lr=0.01)}
+
+
+class Amsgrad(Adam):
+    def build(self):
+        model = super().build()["model"]
+        return {"model": model, "optimizer": torch.optim.Adam(model.parameters(), lr=0.01, amsgrad=True)}

@@ -50,12 +50,13 @@ def _judged(case: Case) -> Checks:
     first, last = (_kept(case, step) for step in (0, case.genesis.spec.steps))
     distance = compare(first, last, _trained).total.l2
     total = len(case.log.intervals)
-    bound = math.fsum(case.allowed.values()) + (total - len(case.allowed)) * _unknown(case)
-    bound += _explained(case)
+    bound = math.fsum(case.allowed.values()) + _explained(case)
+    if rest := total - len(case.allowed):
+        bound += rest * _unknown(case)
     case.drift = Drift(bound=bound, distance=distance, budget=limits.drift, measured=len(case.allowed))
     share = ratio(bound, distance)
     found = f"all limits together are {share:.3g} times the way from the first to the last parameters"
-    if len(case.allowed) < total:
+    if rest:
         found += f" (of {len(case.allowed)} intervals measured, of the others at most what uniform draws met)"
     if within(share, limits.drift):
         yield passed("drift", found)

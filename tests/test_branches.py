@@ -1,0 +1,132 @@
+"""Errors that a branch explains, on a machine that goes the other of two ways in one step; and those none does."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from factory import PLAIN, TOLERANCE, decision, known_key, same_every_time
+from pol.attacks.attack import Attack
+from pol.attacks.drift import steered
+from pol.auditor import LocalAuditor
+from pol.messages import Controlled
+from pol.profile import Profile
+from pol.proof.report import Verdict
+from pol.prover import record
+from pol.replay.inprocess import InProcess
+from pol.verifier import branches, verify
+
+FORKED = PLAIN.replace("plain.py:Plain", "forked.py:Forked")
+STEPS = 14
+
+
+class Elsewhere(InProcess):
+    """A machine that does not give the recorded profile."""
+
+    def run(self, job):
+        for event in super().run(job):
+            if isinstance(event, Controlled):
+                state = msgspec.structs.replace(event.root.state, digest="sha256:" + "0" * 64)
+                event = msgspec.structs.replace(event, root=msgspec.structs.replace(event.root, state=state))
+            yield event
+
+
+@functools.cache
+def proof(recipe):
+    """An honest proof of single steps."""
+    out = Path(tempfile.mkdtemp(prefix="pol-forked-")) / "proof"
+    options = {"every": 1, "rule": "tolerance", "profile": Profile(threads=1), "executor": InProcess()}
+    with same_every_time("forked"):
+        record(recipe, out, key=known_key(1), **options)
+    return out
+
+
+def judged(path, recipe=FORKED, executor=None, **limits):
+    policy = msgspec.structs.replace(TOLERANCE, limits=msgspec.structs.replace(TOLERANCE.limits, **limits))
+    with LocalAuditor(recipe, executor=executor or Elsewhere()) as auditor:
+        return verify(path, auditor=auditor, policy=policy, nonce=bytes(32))
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    proof(FORKED), proof(FORKED.replace("Forked", "Twice"))
+    monkeypatch.setattr(torch, "other_machine", 1, raising=False)
+
+
+def test_a_step_that_went_the_other_way_is_explained_and_said(elsewhere):
+    report = judged(proof(FORKED))
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+    (one,) = [result for result in report.intervals if result.branch]
+    assert one.index == 7
+    assert one.deviation.error > 10 * one.deviation.limit
+    assert "from a start that is one rounding off ends within them" in one.detail
+    audit = next(step for step in report.steps if step.number == 7)
+    assert any("of 1 a branch explains an error beyond them" in check.detail for check in audit.checks)
+
+
+def test_what_a_branch_explains_counts_as_drift(elsewhere):
+    here = judged(proof(FORKED), executor=InProcess())  # which went the other way, and is the recorded machine
+    assert decision(here) == (Verdict.REJECT, 7)
+    report = judged(proof(FORKED))
+    error = max(result.deviation.error for result in report.intervals if result.branch)
+    allowed = sum(result.allowed for result in report.intervals)
+    assert report.drift.bound == pytest.approx(allowed + error, rel=1e-6)
+    tight = judged(proof(FORKED), drift=(allowed + error / 2) / report.drift.distance)
+    assert (tight.verdict, "a forger could drift that far" in tight.reason()) == (Verdict.INCONCLUSIVE, True)
+
+
+def test_a_policy_may_take_none(elsewhere):
+    report = judged(proof(FORKED), branches=0.0)
+    assert (report.verdict, report.caught_by) == (Verdict.INCONCLUSIVE, None)
+    assert "First: interval 7 (steps 7–8)" in report.reason()
+
+
+def test_more_than_the_policy_takes_are_no_rare_branches(elsewhere):
+    recipe = FORKED.replace("Forked", "Twice")
+    assert judged(proof(recipe), recipe, drift=1.0).verdict is Verdict.INCONCLUSIVE
+    assert judged(proof(recipe), recipe, branches=2 / STEPS, drift=1.0).verdict is Verdict.ACCEPT
+
+
+def test_the_recorded_machine_takes_one_way_only():
+    """Where the control run agrees, nothing is explained: bits are bits."""
+    assert judged(proof(FORKED), executor=InProcess()).verdict is Verdict.ACCEPT
+    torch.other_machine = 1
+    try:
+        assert decision(judged(proof(FORKED), executor=InProcess())) == (Verdict.REJECT, 7)
+    finally:
+        del torch.other_machine
+
+
+def pushed(index, share):
+    """A forgery: after one step, the weights are moved a few per cent of it in a direction of the forger's."""
+
+    def make(workshop, out):
+        forger = workshop.begin()
+
+        def move(key, step, start, end):
+            if step != index + 1 or key != "parameter/model.0.weight":
+                return end
+            way = torch.ones_like(end)
+            return end + way / way.norm() * share * (end - start).norm()
+
+        steered(workshop, forger, move)
+        forger.seal(out, workshop.key)
+
+    return Attack("pushed", "a step that is pushed", "prover", make)
+
+
+@pytest.mark.parametrize("index", [5, 7])
+def test_a_push_of_the_size_of_a_branch_is_not_explained(tmp_path, index, monkeypatch):
+    """Neither where no branch is, nor beside one: the record must be reached, not only be as near."""
+    with same_every_time("pushed"):
+        forgery = pushed(index, 0.05).forge(proof(FORKED), tmp_path / "out", known_key(1), FORKED, InProcess())
+    report = judged(forgery.path)
+    assert report.verdict is Verdict.INCONCLUSIVE, report.reason()
+    assert f"interval {index} (steps" in report.reason()
+    assert decision(judged(forgery.path, executor=InProcess())) == (Verdict.REJECT, 7)
+    # Without the comparison of what the nudged replays end in, every error would be explained.
+    monkeypatch.setattr(branches.tolerance, "deviation", lambda *_: ("", None))
+    assert judged(forgery.path).verdict is Verdict.ACCEPT
