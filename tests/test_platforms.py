@@ -172,7 +172,9 @@ def test_what_an_optimizer_keeps_and_zeros_are_off_by_a_rounding_too(tmp_path):
     seen = []
     for repeat in range(2):
         save_file(start, tmp_path / "start.safetensors")
-        rounding._nudge(tmp_path / "start.safetensors", Checkpoint.at(tmp_path / "end.safetensors"), repeat)
+        rounding.nudge(
+            tmp_path / "start.safetensors", Checkpoint.at(tmp_path / "end.safetensors"), repeat, rounding.SIZE
+        )
         seen.append(load_file(tmp_path / "start.safetensors"))
     for nudged in seen:
         weight, average, squares, step, mean = (nudged[key] - start[key] for key in start)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from scipy import stats
+from scipy.special import betaincinv
 
 from pol.checkpoint import Checkpoint, compare
 from pol.distance import ratio, within
@@ -98,7 +98,7 @@ def _explained(case: Case) -> float:
     replayed = {result.index for result in case.intervals}
     drawn = [index for index in case.draws.uniform if index in replayed]
     met = sum(index in branches for index in drawn)
-    share = float(stats.beta.ppf(0.95, met + 1, max(len(drawn) - met, 1))) if drawn else 1.0  # Clopper and Pearson
+    share = float(betaincinv(met + 1, max(len(drawn) - met, 1), 0.95)) if drawn else 1.0  # Clopper and Pearson
     return math.fsum(branches.values()) + (rest * share * max(branches.values()) if rest else 0.0)
 
 

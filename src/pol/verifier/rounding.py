@@ -84,7 +84,7 @@ def _noise(
     shutil.copyfile(origin, nudged)
     moved = msgspec.structs.replace(segment, checkpoint=str(nudged))
     try:
-        nudge(nudged, Checkpoint.at(replayed), repeat)
+        nudge(nudged, Checkpoint.at(replayed), repeat, SIZE)
         if not replay(case, auditor, moved, folder, seed, order):
             return math.inf
         return _difference_of_moves(*map(Checkpoint.at, (origin, replayed, nudged, folder / replayed.name)))
@@ -119,7 +119,7 @@ def replay(case: Case, auditor: Auditor, segment: Segment, folder: Path, seed: b
     return any(isinstance(event, Finished) for event in list(events))
 
 
-def nudge(path: Path, replayed: Checkpoint, repeat: int, by: Mapping[str, float] = SIZE) -> None:
+def nudge(path: Path, replayed: Checkpoint, repeat: int, by: Mapping[str, float]) -> None:
     """Move each parameter in a file, and what an optimizer keeps of it, up or down by a rounding of size ``by``."""
     draw = np.random.default_rng(repeat)
     start = Checkpoint.at(path)
