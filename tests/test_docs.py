@@ -292,6 +292,7 @@ def policy_keys(kind, prefix=""):
             found[f"{prefix}{name}"] = "required"
         else:
             default = getattr(kind(), name) if prefix != "limits." else field.default
+            default = field.default_factory() if default is msgspec.NODEFAULT else default
             written = "{}" if default == {} else policies._line("x", default).removeprefix("x = ")
             found[f"{prefix}{name}"] = "" if default is None else f"`{written}`"
     return found

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "responder": {"proof", "store", "checkpoint", "auditor", "replay.recipe"},
     "verifier": {"proof", "store", "keys", "checkpoint", "auditor", "release", "replay.recipe"},
     "recipes": {"replay.recipe", "Recipe"},
-    "attacks": {"proof", "replay", "store", "keys", "executors", "prover", "recipes"},
+    "attacks": {"proof", "replay", "store", "keys", "executors", "prover", "recipes", "verifier.tolerance"},
     "render": {"proof", "doctor.diagnosis"},
     "demo": {
         "prover",

@@ -43,7 +43,7 @@ class Workshop:
     def __init__(self, target: Path, key: SigningKey, recipe: str, scratch: Path, executor: Executor | None) -> None:
         self.target, self.key, self._recipe = target, key, recipe
         self._scratch, self._executor = scratch, executor
-        self.gradients = 0
+        self.gradients, self._recorded = 0, 0
 
     # -- what there is to work on -------------------------------------------------------------------------------
 
@@ -68,28 +68,29 @@ class Workshop:
             settings: Configuration to register instead of the target's.
             every: k, instead of the target's.
         """
-        self._record(settings or {}, every, until_genesis=True)
-        begun = Forger(self._scratch / "own")
+        begun = Forger(self._record(settings or {}, every, until_genesis=True))
         self.first_state(begun)
         return begun
 
     def record(self) -> Forger:
         """A complete honest run of one's own."""
-        self._record({}, None, until_genesis=False)
-        recorded = Forger(self._scratch / "own")
+        recorded = Forger(self._record({}, None, until_genesis=False))
         self.gradients += recorded.steps * recorded.genesis.spec.batches_per_step
         return recorded
 
-    def _record(self, settings: dict[str, Any], every: int | None, *, until_genesis: bool) -> None:
+    def _record(self, settings: dict[str, Any], every: int | None, *, until_genesis: bool) -> Path:
+        self._recorded += 1
+        out = self._scratch / f"own-{self._recorded}"
         genesis = self.open().genesis
         registered = {key: canonical.untag(value, key) for key, value in genesis.recipe.configuration.items()}
         prover.record(
-            self._recipe, self._scratch / "own", key=self.key, every=every or genesis.spec.every,
+            self._recipe, out, key=self.key, every=every or genesis.spec.every,
             keep=genesis.spec.keep, settings={**registered, **settings}, profile=genesis.profile,
             executor=self._executor, until_genesis=until_genesis, rule=genesis.spec.rule,
         )  # fmt: skip
         # The control run, and its last step again from a state that was reached anew.
         self.gradients += 2 * genesis.control.steps * genesis.spec.batches_per_step
+        return out
 
     # -- training -----------------------------------------------------------------------------------------------
 

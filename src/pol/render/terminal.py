@@ -132,17 +132,27 @@ def _level(result: Report) -> str:
 def _tolerance(result: Report) -> list[str]:
     """How near the replays came to the limits of rule tolerance, and what these leave to a forger."""
     lines = []
-    measured = [(r, r.deviation) for r in result.intervals if r.deviation is not None and r.deviation.tensor]
+    found = [(r, r.deviation) for r in result.intervals if r.deviation is not None and r.deviation.tensor]
+    measured = [(r, deviation) for r, deviation in found if not r.branch]
     if measured:
         nearest, deviation = max(measured, key=lambda pair: _of_limit(pair[1]))
         lines.append(f"{_share(deviation)}, interval {nearest.index}")
         lines += [_errors(found) for _, found in sorted(measured, key=lambda pair: pair[1].relative)[-1:]]
     elif result.intervals and result.rule == "tolerance":
         lines.append("every tensor that was compared is equal, bit for bit")
+    lines += [
+        f"interval {r.index} went the other of two ways that rounding decides between: {_share(deviation)}, explained "
+        "by a replay from a start that is one rounding off"
+        for r, deviation in found
+        if r.branch
+    ]
     if (drift := result.drift) is not None:
+        total, drawn = result.draws.intervals if result.draws else drift.measured, ""
+        if drift.measured < total:
+            drawn = f"; {drift.measured} of {total} intervals measured, for each other the most that a uniform draw met"
         lines.append(
             f"drift: all limits together leave {ratio(drift.bound, drift.distance):.2%} of the way from the first to "
-            f"the last parameters (allowed: {drift.budget:.2%})"
+            f"the last parameters (allowed: {drift.budget:.2%}{drawn})"
         )
     return lines
 

@@ -1,0 +1,154 @@
+"""Drift that is optimised against the limits in force: as far as they allow, in every interval, where it helps most.
+
+``drift`` has the same attacks with fixed numbers. Here the forger is given a policy's own limits and bounds, and looks
+for the settings and the directions with which it comes nearest to stolen weights without leaving them (attack study,
+A18 and A19). What it gains is what the drift budget claims to bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pol import canonical
+from pol.attacks.drift import SHARE, steered
+from pol.attacks.forger import Forger
+from pol.attacks.workshop import Workshop
+from pol.errors import PolError, UsageError
+from pol.proof.genesis import boundaries
+from pol.proof.policy import Bounds, Limits
+from pol.replay.state import State
+from pol.statetree import Entry
+from pol.verifier.tolerance import largest
+
+BLOCKS = 4
+"""Parts of a run whose direction is tried both ways: a push may be turned round by what comes after it."""
+
+Make = Callable[[Workshop, Path], None]
+
+
+def drifting_within(limits: Limits | None) -> Make:
+    """An honest run that is drawn to the stolen weights as far as limits allow (A18); None: an honest run."""
+
+    def make(workshop: Workshop, out: Path) -> None:
+        forger = workshop.begin()
+        _drawn(workshop, forger, limits)
+        forger.seal(out, workshop.key)
+
+    return make
+
+
+def amplified_within(limits: Limits, bounds: Bounds, most: int | None = None) -> Make:
+    """The same, with those settings within bounds that leave a forger the most (A19, generalised).
+
+    Args:
+        limits: In force.
+        bounds: In force.
+        most: How many settings are tried; all if None.
+    """
+
+    def make(workshop: Workshop, out: Path) -> None:
+        forger = workshop.begin(settings=_best(workshop, limits, itertools.islice(_settings(workshop, bounds), most)))
+        _drawn(workshop, forger, limits)
+        forger.seal(out, workshop.key)
+
+    return make
+
+
+def _drawn(workshop: Workshop, forger: Forger, limits: Limits | None) -> None:
+    """Train, and push every end state within the limits; each block in the direction that ends nearer to the aim."""
+    aim = _parameters(workshop.stolen())
+    signs = [1.0] * BLOCKS
+    nearest = _run(workshop, forger, limits, aim, signs)
+    for block in range(BLOCKS if limits is not None else 0):
+        kept = dict(forger.states), list(forger.intervals)
+        signs[block] = -1.0
+        found = _run(workshop, forger, limits, aim, signs)
+        if found < nearest:
+            nearest = found
+        else:
+            signs[block] = 1.0
+            forger.states, forger.intervals = kept
+
+
+def _run(
+    workshop: Workshop, forger: Forger, limits: Limits | None, aim: dict[str, torch.Tensor], signs: list[float]
+) -> float:
+    """Train with pushes; the distance of the last weights from the aim."""
+
+    def move(key: str, step: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        if limits is None:
+            return end
+        sign = signs[min(BLOCKS - 1, BLOCKS * (step - 1) // forger.steps)]
+        moved = end.double() != start.double()  # what stands still is compared bit for bit
+        way = torch.where(moved, aim[key].double() - end.double(), 0.0)
+        room = SHARE * _limit(limits, key, start, end)
+        length = float(way.norm())
+        return (end.double() + sign * way * min(1.0, room / length if length else 0.0)).to(end.dtype)
+
+    steered(workshop, forger, move)
+    last = _parameters(forger.states[forger.steps])
+    return math.hypot(*(float((last[key].double() - aim[key].double()).norm()) for key in aim))
+
+
+def _limit(limits: Limits, key: str, start: torch.Tensor, end: torch.Tensor) -> float:
+    kind, _, name = key.partition("/")
+    dtype = {torch.float64: "F64"}.get(end.dtype, "F32")
+    entry = Entry(kind=kind, name=name, dtype=dtype, shape=list(end.shape))
+    return largest(limits, entry, float((end.double() - start.double()).norm()), float(start.double().norm()))
+
+
+def _parameters(state: State) -> dict[str, torch.Tensor]:
+    return {key: tensor for key, tensor in state.tensors.items() if key.startswith("parameter/")}
+
+
+def _settings(workshop: Workshop, bounds: Bounds) -> Iterator[dict[str, Any]]:
+    """Settings at and within the bounds, the most extreme first: rates, decays, momenta, and numbers of epochs."""
+    registered = workshop.open().genesis.recipe.configuration
+    own = {name: canonical.untag(value, name) for name, value in registered.items()}
+    if not {"lr", "weight_decay", "momentum"} <= own.keys():
+        raise UsageError("this attack changes lr, momentum and weight_decay, and the recipe has no such arguments")
+    rate, decay, momentum = (
+        math.inf if bound is None else bound
+        for bound in (bounds.learning_rate, bounds.rate_times_decay, bounds.momentum)
+    )
+    epochs = [{"num_epochs": times * own["num_epochs"]} for times in (1, 4)] if "num_epochs" in own else [{}]
+    for times, lr, kept, shrunk in itertools.product(
+        epochs, (1e-6, 1e-3, own["lr"], 1.0, 10.0), (min(momentum, 0.9999), own["momentum"], 0.0), (1.0, 0.1, 0.0)
+    ):
+        if lr <= rate:
+            yield {**times, "lr": lr, "momentum": kept, "weight_decay": shrunk * min(decay, 2.0) / lr}
+
+
+def _best(workshop: Workshop, limits: Limits, settings: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The settings whose honest run leaves most room for its way, as long as that is within the budget."""
+    found: list[tuple[float, int, dict[str, Any]]] = []
+    for number, tried in enumerate(settings):
+        try:
+            forger = workshop.begin(settings=tried)
+            workshop.train(forger)
+        except PolError:  # it diverges, or cannot be recorded
+            continue
+        share = _room(forger, limits)
+        if share <= limits.drift:
+            found.append((share, number, tried))
+    if not found:
+        raise UsageError("no settings were found whose limits, added up, are within the drift budget")
+    return max(found)[2]
+
+
+def _room(forger: Forger, limits: Limits) -> float:
+    """What the verifier will find: the sum of all limits, as a share of the way from the first weights to the last."""
+    total = 0.0
+    for before, after in pairwise(boundaries(forger.genesis.spec)):
+        start, end = _parameters(forger.states[before]), _parameters(forger.states[after])
+        total += math.hypot(*(_limit(limits, key, start[key], end[key]) for key in end))
+    first, last = _parameters(forger.states[0]), _parameters(forger.states[forger.steps])
+    way = math.hypot(*(float((last[key].double() - first[key].double()).norm()) for key in last))
+    return total / way if way else math.inf
