@@ -87,6 +87,8 @@ class Rung:
     """The same by starts: how many had such a replay. Replays of one start are not independent."""
     error: float
     """Largest honest error of all parameters together, without outliers: Euclidean."""
+    worst: tuple[str, str]
+    """Which tensor is off by most, and with what; empty if none is beyond the floor."""
     refusals: list[str]
     """Why these limits are not recommended; empty if they may be."""
 
@@ -174,9 +176,8 @@ def _rung(noise: Noise, number: int, reference: float) -> Rung:
         for condition, place, seen in differing
         if (condition.name, place) in apart
     ]
-    error = max(
-        (float(s.error) for condition, place, s in differing if (condition.name, place) not in apart), default=0.0
-    )
+    counted = [(c.name, seen) for c, place, seen in differing if (c.name, place) not in apart]
+    off = max(((float(seen.relative), seen.relative_of, name) for name, seen in counted), default=(0.0, "", ""))
     found = Rung(
         every=noise.rungs[number],
         limits=limits,
@@ -185,7 +186,8 @@ def _rung(noise: Noise, number: int, reference: float) -> Rung:
         outliers=listed,
         replays=Rate(len(beyond), len(differing)),
         intervals=Rate(len({place for _, place in beyond}), len({place for _, place, _ in differing})),
-        error=error,
+        error=max((float(seen.error) for _, seen in counted), default=0.0),
+        worst=off[1:] if off[0] else ("", ""),
         refusals=[],
     )
     found.refusals.extend(_refusals(noise, found, float(noise.drift[number]), reference))
@@ -201,8 +203,9 @@ def _refusals(noise: Noise, found: Rung, drift: float, reference: float) -> list
     elif found.gap < GAP:
         name = found.cheapest.name if found.cheapest.share < STILL else "a state that never moved"
         refused.append(
-            f"no gap: honest replays need a limit of {float(found.limits.relative):.2g} of a tensor's move, and the "
-            f"cheapest forgery ({name}) leaves {min(STILL, found.cheapest.share):.2g}, not {GAP:g} times as much"
+            f"no gap: honest replays need a limit of {float(found.limits.relative):.2g} of a tensor's move "
+            f"({' with '.join(found.worst)}), and the cheapest forgery ({name}) leaves "
+            f"{min(STILL, found.cheapest.share):.2g}, not {GAP:g} times as much"
         )
     if (allowed := MARGIN * found.error) >= OF_REFERENCE * reference:
         refused.append(
