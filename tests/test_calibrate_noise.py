@@ -692,7 +692,7 @@ def test_the_printed_policy_is_one(command):
     noise = read_calibration("c.json").calibration.noise
     assert noise.starts == [0, 12]
     assert "taken again from 2 states for k = 1, 2 steps" in out
-    assert "Use k = 2: record with --every 2 --keep 1." in out
+    assert "Use k = 2: record with --rule tolerance --every 2 --keep 1." in out
     assert len(re.findall("no difference", out)) == 4
     assert "Of 2 honest replays" in out
     Path("mine.toml").write_text(out[out.index("base = ") :])

@@ -134,7 +134,8 @@ def _cheapest(found: Cheapest | None) -> str:
 
 def _recommended(console: Console, noise: Noise, rung: Rung, steps: int) -> None:
     console.print(
-        f"Use k = {rung.every}: record with --every {rung.every} --keep {keep(steps, rung.every)}.", style="bold"
+        f"Use k = {rung.every}: record with --rule tolerance --every {rung.every} --keep {keep(steps, rung.every)}.",
+        style="bold",
     )
     if rung.limits.source == "preset":
         console.print("No error is beyond rounding here, so below are the limits of the preset tolerance.")
