@@ -100,15 +100,16 @@ def write_order(
     """
     order = _Order(genesis, seed)
     for start, stop in windows:
-        order.open(range(start, stop))
+        following = start + 1 if start + 1 < genesis.spec.steps else start
+        order.open(range(start, max(stop, following + 1)))
         first = order.places(start)
         if change == "swapped":
             epoch, place = first[0]
             taken = {order.epochs[at][index] for at, index in first}
             others = np.concatenate([order.epochs[epoch][first[-1][1] + 1 :], order.epochs[epoch]])
             order.changed[epoch][place] = next((one for one in others if one not in taken), order.epochs[epoch][place])
-        elif change == "exchanged" and start + 1 < stop:
-            for one, other in zip(first, order.places(start + 1), strict=False):  # the last step of an epoch is short
+        elif change == "exchanged" and following > start:
+            for one, other in zip(first, order.places(following), strict=False):  # the last step of an epoch is short
                 order.exchange(one, other)
     order.write(path)
 
