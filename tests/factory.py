@@ -16,8 +16,9 @@ from pol.attacks.attack import Attack
 from pol.attacks.registry import REGISTRY
 from pol.auditor import LocalAuditor
 from pol.keys import SigningKey
+from pol.policies import load
 from pol.profile import Profile
-from pol.proof.policy import EXACT, Bounds, Limits, Policy
+from pol.proof.policy import EXACT, Limits, Policy
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.verifier import verify
@@ -34,7 +35,7 @@ TOLERANCE = Policy(
     name="tolerance",
     rule="tolerance",
     limits=Limits(relative=1e-3, absolute=3e-5),
-    bounds=Bounds(learning_rate=10.0, rate_times_decay=0.1, momentum=0.9999, max_every=10, moved=True),
+    bounds=load("tolerance").bounds,
 )
 POLICIES = {"exact": EXACT, "tolerance": TOLERANCE}
 """By the rule that a genesis names."""

@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,32 @@ def test_uniform_draws_are_nested():
 def test_weighted_draws_are_nested():
     few, many = ask(Challenge(weighted=10)), ask(Challenge(weighted=50))
     assert set(few.weighted) <= set(many.weighted)
+
+
+SUSPECTS = [7, 300, 7, 123, 44, 45, 46]
+
+
+def test_suspects_are_added_and_nested_and_change_no_other_draw():
+    without = ask(Challenge())
+    assert without.screened == []
+    for count, expected in ((0, []), (2, [7, 300]), (3, [7, 300]), (5, [7, 44, 123, 300]), (99, sorted(set(SUSPECTS)))):
+        drawn = draw(Challenge(screened=count), ATTESTATION, NONCE, windows([1.0] * 400), (), SUSPECTS)
+        assert drawn.screened == expected
+        assert msgspec.structs.replace(drawn, screened=[]) == without
+        assert set(drawn.all()) == {*without.all(), *expected}
+
+
+@pytest.mark.parametrize("strategy", ["all", "top-q", "uniform", "size-weighted"])
+def test_a_strategy_of_one_kind_has_no_suspects(strategy):
+    assert draw(Challenge(strategy=strategy), ATTESTATION, NONCE, windows([1.0] * 400), (), SUSPECTS).screened == []
+
+
+def test_no_confidence_rests_on_suspects():
+    few = Challenge(uniform=10, screened=5)
+    drawn = draw(few, ATTESTATION, NONCE, windows([1.0] * 1000), (), SUSPECTS)
+    assert confidence_sentence(drawn) == confidence_sentence(ask(few, sizes=[1.0] * 1000))
+    alone = draw(Challenge(uniform=0, top=0, weighted=0), ATTESTATION, NONCE, windows([1.0] * 400), (), SUSPECTS)
+    assert "none drawn uniformly: the share that is forged is not bounded" in confidence_sentence(alone)
 
 
 def test_more_uniform_draws_than_intervals_are_all_of_them():

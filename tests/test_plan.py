@@ -203,6 +203,23 @@ def test_tolerance_needs_openings():
     assert plan(EXACT, 360, 10, 4).openings == 0
 
 
+@pytest.mark.parametrize(("every", "keep"), [(10, 1), (10, 4)])
+def test_what_screens_may_add_counts_as_further_windows(every, keep):
+    """Which they are is not known beforehand: it is in the cost, and in no probability."""
+    few = Challenge(uniform=3, weighted=0, top=0, all_up_to=0, screened=0)
+    for rule, length, opened in (("exact", keep * every, 0), ("tolerance", every, int(keep > 1))):
+        limits = Limits(relative=1.0, absolute=1.0) if rule == "tolerance" else None
+        policy = Policy(rule=rule, limits=limits, challenge=few)
+        more = msgspec.structs.replace(policy, challenge=msgspec.structs.replace(few, screened=5))
+        before, after = (plan(p, 400 * every, every, keep) for p in (policy, more))
+        assert after.replayed_steps == pytest.approx(before.replayed_steps + 5 * length)
+        assert after.openings == pytest.approx(before.openings + 5 * opened)
+        assert after.detections == before.detections
+        assert after.forged_95 == before.forged_95
+    alone = Policy(challenge=Challenge(strategy="uniform", uniform=3))
+    assert plan(alone, 4000, 10, 1).replayed_steps == plan(Policy(challenge=few), 4000, 10, 1).replayed_steps
+
+
 def test_a_budget_that_does_not_do():
     assert not plan(msgspec.structs.replace(EXACT, max_steps=359), 360, 10, 1).within_budget
     assert plan(msgspec.structs.replace(EXACT, max_steps=360), 360, 10, 1).within_budget

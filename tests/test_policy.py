@@ -18,7 +18,7 @@ from pol.proof.policy import EXACT, LEVELS, Bounds, Challenge, Limits, Policy, R
 from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.inprocess import InProcess
-from pol.verifier import clauses, drift, eight, tolerance
+from pol.verifier import clauses, drift, eight, hyperparameters, plausible, tolerance
 
 NOBODY = "sha256:" + "0" * 64
 ITS_OWN = "sha256:" + "f" * 64
@@ -84,6 +84,11 @@ def other_loss(forger):
     forger.replace(4, loss=repr(float(forger.intervals[4].loss) * 1.01))
 
 
+def fallen_loss(forger):
+    nearly(forger)
+    forger.replace(4, loss="1e-06")
+
+
 def coarse_momentum(forger):
     key = "optimizer/optimizer.model.0.weight.momentum_buffer"
     for step in range(EVERY, STEPS, EVERY):
@@ -134,6 +139,7 @@ MAKERS = {
     "tolerance": lambda: (factory().proof(rule="tolerance"), RECIPE),
     "near": lambda: (sealed("near", nearly), RECIPE),
     "other loss": lambda: (sealed("other-loss", other_loss), RECIPE),
+    "fallen": lambda: (sealed("fallen", fallen_loss), RECIPE),
     "coarse momentum": lambda: (sealed("coarse", coarse_momentum), RECIPE),
     "plain": lambda: (recorded("plain", PLAIN), PLAIN),
     "halved": lambda: (recorded("halved", HALVED, rule="tolerance"), HALVED),
@@ -193,7 +199,12 @@ CLAUSES = {
     "every": ("exact", EXACT, {"bounds__max_every": EVERY - 1}, 4, "an interval has 3 steps, the policy allows 2"),
     "learning rate": ("exact", EXACT, {"bounds__learning_rate": 0.09}, 4, "the policy allows 0.09"),
     "decay": ("plain", EXACT, {"bounds__rate_times_decay": 9e-5}, 4, "lr times weight_decay is 0.0001 from step 0"),
-    "momentum": ("plain", EXACT, {"bounds__momentum": 0.8}, 4, "momentum is 0.9, the policy allows 0.8"),
+    "momentum": ("plain", EXACT, {"bounds__momentum": 0.8}, 4, "group 0, is 0.9, the policy allows 0.8"),
+    "epochs": ("exact", EXACT, {"bounds__min_epochs": 3}, 4, "the run has 2 epochs, the policy demands 3"),
+    "schedules": ("exact", EXACT, {"bounds__schedules": ("one.of.my.own",)}, 4, "follows a torch.optim.lr_sched"),
+    "frozen": ("at rest", EXACT, {"bounds__frozen": 0.99}, 4, "(4 tensors, first parameter/model.0.bias) is 1, the"),
+    "update": ("exact", EXACT, {"bounds__update": 1e-6}, 4, "the move of one step from step 3 to 6"),
+    "loss fall": ("fallen", changed(LAX, limits__loss=1.0), {"bounds__loss_drop": 0.5}, 4, "the fall of the loss from"),
     "moved at all": ("at rest", EXACT, {"bounds__moved": True}, 4, "no step changed any parameter"),
     "moved": ("standing", ANYTHING, {"bounds__moved": True}, 4, "3 of 5 windows changed no parameter"),
     "seed": ("declared", LOOSE, {"assurance": "self-seeded"}, 4, "; --assurance seed-declared takes it"),
@@ -244,8 +255,14 @@ OWNERS = {
     clauses.started: ("start",),
     clauses.reference: ("calibration",),
     clauses.profile: ("matmul", "dtypes", "threads"),
-    clauses.hyperparameters: ("least steps", "every", "learning rate", "decay", "momentum"),
-    clauses.moved: ("moved at all", "moved"),
+    plausible.moved: ("moved at all", "moved"),
+    hyperparameters.run: ("least steps", "every", "epochs"),
+    hyperparameters.optimizers: ("momentum",),
+    hyperparameters.rates: ("learning rate", "decay"),
+    hyperparameters.schedules: ("schedules",),
+    hyperparameters.frozen: ("frozen",),
+    plausible.paces: ("update",),
+    plausible.losses: ("loss fall",),
     drift.beforehand: ("drift",),
 }
 
@@ -310,6 +327,7 @@ def fewer(value, *choices):
 
 KEY = known_key(1).fingerprint
 CONSTANTS = ("any", "buffers", "none")
+LAMBDA = "torch.optim.lr_scheduler.LambdaLR"
 STRICTER = {
     "keys": lambda p: fewer(p.keys, KEY, NOBODY),
     "recipes": lambda p: fewer(p.recipes, Forger(proof("exact")[0]).genesis.recipe.digest, NOBODY),
@@ -325,11 +343,33 @@ STRICTER = {
     "bounds__min_steps": lambda p: higher(p.bounds.min_steps, 5, STEPS, 100),
     "bounds__max_every": lambda p: lower(p.bounds.max_every, 2, 3, 10),
     "bounds__moved": lambda p: st.just(True),
+    "bounds__least_rate": lambda p: higher(p.bounds.least_rate or 0.0, 1e-8, 0.09, 0.2),
+    "bounds__multiplier": lambda p: lower(p.bounds.multiplier, 0.5, 1.0),
+    "bounds__schedules": lambda p: fewer(p.bounds.schedules, LAMBDA, "by hand"),
+    "bounds__scheduled": lambda p: st.just(True),
+    "bounds__reversals": lambda p: lower(p.bounds.reversals, 0.0, 0.1),
+    "bounds__eps": lambda p: lower(p.bounds.eps, 0.0, 0.1),
+    "bounds__frozen": lambda p: lower(p.bounds.frozen, 0.0, 0.9),
+    "bounds__min_epochs": lambda p: higher(p.bounds.min_epochs, 2, 3),
+    "bounds__skipped": lambda p: lower(p.bounds.skipped, 0.0, 0.1),
+    "bounds__progress": lambda p: higher(p.bounds.progress or 0.0, 1e-3, 0.5),
+    "bounds__pace": lambda p: lower(p.bounds.pace, 0.0, 1.0, 100.0),
+    "bounds__update": lambda p: lower(p.bounds.update, 0.0, 0.1, 1.0),
+    "bounds__start_loss": lambda p: higher(p.bounds.start_loss or 0.0, 0.5, 5.0),
+    "bounds__loss_drop": lambda p: lower(p.bounds.loss_drop, 0.0, 0.5),
+    "bounds__clip_norm": lambda p: higher(p.bounds.clip_norm or 0.0, 0.01),
+    "bounds__clip_value": lambda p: higher(p.bounds.clip_value or 0.0, 0.01),
+    "bounds__dropout": lambda p: lower(p.bounds.dropout, 0.0, 0.05, 0.5),
+    "bounds__label_smoothing": lambda p: lower(p.bounds.label_smoothing, 0.0, 0.5),
+    "bounds__zero_weights": lambda p: lower(p.bounds.zero_weights, 0.0, 0.5),
+    "bounds__norm_momentum": lambda p: lower(p.bounds.norm_momentum, 0.01, 0.5),
+    "bounds__gradient": lambda p: higher(p.bounds.gradient or 0.0, 1e-9, 100.0),
     "challenge__strategy": lambda p: st.just("all"),
     "challenge__top": lambda p: higher(p.challenge.top, 1, 3, 9),
     "challenge__uniform": lambda p: higher(p.challenge.uniform, 1, 3, 9),
     "challenge__weighted": lambda p: higher(p.challenge.weighted, 1, 3, 9),
     "challenge__all_up_to": lambda p: higher(p.challenge.all_up_to, 5, 9),
+    "challenge__screened": lambda p: higher(p.challenge.screened, 1, 3, 9),
     "assurance": lambda p: st.sampled_from(LEVELS[LEVELS.index(p.assurance) :]),
     "order": lambda p: st.just("derived"),
     "constants": lambda p: st.sampled_from(CONSTANTS[CONSTANTS.index(p.constants) :]),
@@ -348,6 +388,10 @@ OF_LIMITS = {
 }
 
 
+def test_every_bound_is_tightened():
+    assert {f"bounds__{name}" for name in Bounds.__struct_fields__} <= set(STRICTER)
+
+
 @st.composite
 def pairs(draw):
     """A policy, and a stricter one: each clause by itself, or several."""
@@ -355,7 +399,7 @@ def pairs(draw):
     policy = changed(LAX if tolerant else LOOSE, reference=D_REF)
     strategy = draw(st.sampled_from(["mix", "uniform", "top-q", "size-weighted"]))
     top, uniform, weighted = (draw(st.integers(0, most)) for most in (1, 2, 2))
-    few = Challenge(strategy=strategy, top=top, uniform=uniform, weighted=weighted, all_up_to=0)
+    few = Challenge(strategy=strategy, top=top, uniform=uniform, weighted=weighted, all_up_to=0, screened=0)
     policy = changed(policy, challenge=few if draw(st.booleans()) else policy.challenge)
     fields = {**STRICTER, **(OF_LIMITS if tolerant else {})}
     return policy, *(

@@ -32,6 +32,8 @@ from pol.messages import (
     Registered,
     Replay,
     Segment,
+    Trial,
+    Tried,
     TrustingReplay,
 )  # fmt: skip
 from pol.profile import Profile
@@ -61,6 +63,11 @@ class Auditor(Protocol):
 
     def control(self, profile: Profile, configuration: dict[str, Any], seed: bytes, steps: int) -> Controlled | Failed:
         """The control run, here."""
+
+    def trial(
+        self, profile: Profile, configuration: dict[str, Any], seed: bytes, steps: int, counts: dict[str, int]
+    ) -> Tried | Failed:
+        """First steps under a seed of the auditor's own, for what they show; schedules stepped to ``counts``."""
 
     def build(
         self, profile: Profile, configuration: dict[str, Any], seed: bytes, declared: int | None = None
@@ -160,6 +167,13 @@ class LocalAuditor:
         """See ``Auditor``."""
         job = Control(program=self._program(profile, configuration, seed), steps=steps)
         return next(event for event in self._run(job) if isinstance(event, Controlled | Failed))
+
+    def trial(
+        self, profile: Profile, configuration: dict[str, Any], seed: bytes, steps: int, counts: dict[str, int]
+    ) -> Tried | Failed:
+        """See ``Auditor``."""
+        job = Trial(program=self._program(profile, configuration, seed), steps=steps, counts=counts)
+        return next(event for event in self._run(job) if isinstance(event, Tried | Failed))
 
     def build(
         self, profile: Profile, configuration: dict[str, Any], seed: bytes, declared: int | None = None

@@ -13,7 +13,7 @@ from pol.declaration import Declaration
 from pol.interval import Interval, Momenta, Rates
 from pol.profile import Platform, Profile
 from pol.statetree import StateRoot
-from pol.traces import Held, Note, Observation, Operation
+from pol.traces import Held, Note, Observation, Operation, Setting
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +65,14 @@ class Control(Job, frozen=True, kw_only=True):
 
     steps: int
     reenter: bool = False
+
+
+class Trial(Job, frozen=True, kw_only=True):
+    """The first steps, for what they show of settings and losses; then every counted schedule alone."""
+
+    steps: int
+    counts: dict[str, int] = {}
+    """How often each counted schedule is to be stepped from its beginning; one that is not named is left alone."""
 
 
 class Registered(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +198,28 @@ class Controlled(Event, frozen=True, kw_only=True):
     """Reads of the clock and of fresh randomness during the steps, each place once."""
 
 
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """What a counted schedule gives, stepped without any training."""
+
+    name: str
+    """Of the schedule."""
+    groups: list[int]
+    """Positions of its optimizer's groups among the recorded rates."""
+    first: int
+    """How often it had been stepped before the first batch."""
+    rates: list[Rates]
+    """From then on, one step of the schedule after another; equal ones are told together."""
+
+
+class Tried(Event, frozen=True, kw_only=True):
+    """A trial's result."""
+
+    losses: list[float | None]
+    """Of each step; None where it was skipped."""
+    settings: list[Setting]
+    courses: list[Course]
+
+
 class Opened(Event, frozen=True, kw_only=True):
     """The state from which a training or segment starts."""
 
@@ -266,5 +296,7 @@ class Failed(Event, frozen=True, kw_only=True):
     """The program's own error, or the system's: nothing that this package refuses."""
 
 
-JobType = Build | Control | Train | Replay | TrustingReplay | Probe
-EventType = Built | Controlled | Opened | Stepped | Recorded | Reached | Observed | Traced | Probed | Finished | Failed
+JobType = Build | Control | Trial | Train | Replay | TrustingReplay | Probe
+EventType = (
+    Built | Controlled | Tried | Opened | Stepped | Recorded | Reached | Observed | Traced | Probed | Finished | Failed
+)

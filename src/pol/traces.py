@@ -64,6 +64,16 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
         return f"{what} at {self.place} ({self.call})"
 
 
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting that a program was seen to use in a step, and that is in no declaration."""
+
+    name: str
+    """The bound of a policy that it belongs to: ``dropout``, ``clip_norm``, …"""
+    value: float
+    place: str
+    """Name of the file and line: ``train.py:12``, or the name of a module of the program."""
+
+
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """Something that the program holds besides what it attached."""
 

@@ -350,10 +350,15 @@ def facts(good):
             "nonce": NONCE.hex(),
             "windows": [[w.first, w.last, w.sizes] for w in windows],
             "resumed": [20],
-            "policy": msgspec.to_builtins(challenge),
-            "draws": msgspec.to_builtins(draws),
+            "policy": drawn(challenge),
+            "draws": drawn(draws),
         },
     }
+
+
+def drawn(struct):
+    """A struct as plain values, without what no nonce draws: screens are each verifier's own."""
+    return {key: value for key, value in msgspec.to_builtins(struct).items() if key != "screened"}
 
 
 def as_lines(value, depth=2):

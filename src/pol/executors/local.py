@@ -113,7 +113,7 @@ class LocalProcess:
         try:
             for line in self._events:
                 event = from_worker.decode(line)
-                answered = type(event).__name__ in ("Built", "Controlled", "Finished", "Failed")
+                answered = type(event).__name__ in ("Built", "Controlled", "Tried", "Finished", "Failed")
                 yield event
                 if answered:
                     return

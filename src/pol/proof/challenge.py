@@ -43,14 +43,21 @@ class Draws(msgspec.Struct, frozen=True, kw_only=True):
     top: list[int]
     uniform: list[int]
     weighted: list[int]
+    screened: list[int]
+    """Those that the screens found most suspicious; they say nothing of the others, so no confidence rests on them."""
 
     def all(self) -> list[int]:
         """Every challenged interval, once, in order."""
-        return sorted({*self.mandatory, *self.top, *self.uniform, *self.weighted})
+        return sorted({*self.mandatory, *self.top, *self.uniform, *self.weighted, *self.screened})
 
 
 def draw(
-    challenge: Challenge, attestation: Digest, nonce: bytes, windows: Sequence[Window], resumed: Sequence[int]
+    challenge: Challenge,
+    attestation: Digest,
+    nonce: bytes,
+    windows: Sequence[Window],
+    resumed: Sequence[int],
+    suspects: Sequence[int] = (),
 ) -> Draws:
     """Draw a challenge.
 
@@ -60,12 +67,13 @@ def draw(
         nonce: The verifier's fresh 32 bytes.
         windows: All windows of the run, in order; at least one.
         resumed: First intervals after a resume, as the journal says.
+        suspects: Intervals that the screens find suspicious, the most suspicious first. They change no other draw.
     """
     count = windows[-1].last + 1
     key = HKDF(SHA256(), 32, salt=b"pol/v1/challenge", info=b"").derive(raw(attestation) + nonce)
     permutation = keyed_permutation(expand(key, "uniform"), count).tolist()
     everything = challenge.strategy == "all" or (challenge.strategy == "mix" and count <= challenge.all_up_to)
-    use = {"mix": {"top-q", "uniform", "size-weighted"}}.get(challenge.strategy, {challenge.strategy})
+    use = {"mix": {"top-q", "uniform", "size-weighted", "screened"}}.get(challenge.strategy, {challenge.strategy})
     top = {i for w in _largest(windows, challenge.top) for i in _whole(w)} if "top-q" in use else set()
     uniform = count if everything else challenge.uniform if "uniform" in use else 0
     weighted = challenge.weighted if "size-weighted" in use and not everything else 0
@@ -76,6 +84,7 @@ def draw(
         top=sorted(top),
         uniform=permutation[:uniform],
         weighted=sorted({i for w in _weighted(windows, weighted, expand(key, "weighted")) for i in _whole(w)}),
+        screened=sorted(set(suspects[: challenge.screened])) if "screened" in use else [],
     )
 
 

@@ -6,13 +6,14 @@ Detection probabilities are exact for a given set of forged intervals; a test me
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Collection, Sequence
 
 import msgspec
 
 from pol.digest import Digest
 from pol.errors import UsageError
-from pol.proof.challenge import Window, draw, largest_forged_share, miss, shares, spans
+from pol.proof.challenge import Draws, Window, draw, largest_forged_share, miss, shares, spans
 from pol.proof.policy import Challenge, Policy
 
 SAMPLES = 200
@@ -49,7 +50,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     intervals: int
     windows: int
     replayed_steps: float
-    """Mean over nonces; at most ``most_steps`` in those that were tried."""
+    """Mean over nonces; at most ``most_steps`` in those that were tried. As many intervals as the policy takes from the
+    screens are counted as further ones."""
     most_steps: int
     replayed_share: float
     """Of the training's steps: what an audit costs, start-up left out."""
@@ -144,7 +146,7 @@ def plan(policy: Policy, steps: int, every: int, keep: int, resumed: Sequence[in
     for number in range(tries):
         nonce = hashlib.sha256(number.to_bytes(8, "big")).digest()
         draws = draw(challenge, _DIGEST, nonce, windows, resumed)
-        found = spans(windows, draws.all(), each=each)
+        found = spans(windows, [*draws.all(), *_elsewhere(challenge, windows, draws)], each=each)
         costs.append(sum(min((last + 1) * every, steps) - first * every for first, last in found))
         opened += len({end for first, last in found for end in (first, last + 1)} - kept) if each else 0
         uniform = len(draws.uniform)
@@ -163,6 +165,18 @@ def plan(policy: Policy, steps: int, every: int, keep: int, resumed: Sequence[in
         within_budget=budget is None or max(costs) <= budget,
         detections=_detections(challenge, windows, uniform),
     )
+
+
+def _elsewhere(challenge: Challenge, windows: Sequence[Window], draws: Draws) -> list[int]:
+    """What screens may add at most: intervals, each in a window that nothing else looks at.
+
+    Which they are is only known when there is a proof, so they count in the cost, and not in what is found.
+    """
+    if challenge.strategy != "mix":
+        return []
+    met = set(draws.all())
+    unmet = (w.last for w in windows if met.isdisjoint(range(w.first, w.last + 1)))
+    return list(itertools.islice(unmet, challenge.screened))
 
 
 def _detections(challenge: Challenge, windows: Sequence[Window], uniform: int) -> list[Detection]:

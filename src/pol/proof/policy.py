@@ -17,10 +17,11 @@ from pol.declaration import DigestField
 from pol.digest import Digest, sha256
 from pol.errors import UsageError
 from pol.profile import MAX_THREADS
+from pol.proof.bounds import Bounds as Bounds
+from pol.proof.bounds import Natural as Natural
+from pol.proof.bounds import Size as Size
+from pol.proof.bounds import Struct as Struct
 
-Natural = Annotated[int, msgspec.Meta(ge=0)]
-Size = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
-"""A finite size: a limit that is not finite limits nothing."""
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 """A significance level: at 0 no test fails, at 1 every one does."""
 Precision = Literal["highest", "high", "medium"]
@@ -37,10 +38,6 @@ ORDERS: tuple[Order, ...] = get_args(Order)
 """Orders of the data that a verifier takes, each with those before it."""
 
 
-class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A clause, or a group of clauses."""
-
-
 class Challenge(Struct, frozen=True):
     """Which intervals to replay. First, last, largest and resumed windows are always among them."""
 
@@ -53,9 +50,11 @@ class Challenge(Struct, frozen=True):
     """Size-weighted draws: they meet a jump that is hidden among many honest steps (attack study, section 8)."""
     all_up_to: Natural = 150
     """With no more intervals than this, ``mix`` replays all: sampling would save little (attack study, section 8)."""
+    screened: Natural = 5
+    """Intervals that the screens find most suspicious (attack study, section 10: five)."""
 
     def __post_init__(self) -> None:
-        if min(self.top, self.uniform, self.weighted, self.all_up_to) < 0:
+        if min(self.top, self.uniform, self.weighted, self.all_up_to, self.screened) < 0:
             raise ValueError("a challenge has no negative counts")
 
 
@@ -96,23 +95,6 @@ class Limits(Struct, frozen=True):
     explain less than a tenth of it, and only under the recorded releases of torch and numpy; else the verdict is
     INCONCLUSIVE. Other kernels gave at most 0.02 at k = 10, forgeries without training 0.7 and
     more (measured baseline, C; attack study, section 1)."""
-
-
-class Bounds(Struct, frozen=True):
-    """Bounds of declared hyperparameters and sizes: outside of them a run proves little, however exact it is."""
-
-    learning_rate: Size | None = None
-    """Largest learning rate of any group at any step."""
-    rate_times_decay: Size | None = None
-    """Largest lr * weight_decay: at 2 every step turns the weights over (attack study, A19)."""
-    momentum: Size | None = None
-    """Largest momentum or beta; 1 never forgets what was put in."""
-    min_steps: Natural = 1
-    """Fewest steps of a run."""
-    max_every: Natural | None = None
-    """Largest k: tolerance loses its power with longer intervals (measured baseline, C)."""
-    moved: bool = False
-    """The weights must change in half of the windows or more in which a learning rate is at least 2**-24."""
 
 
 class Reference(Struct, frozen=True):
@@ -182,7 +164,7 @@ class Policy(Struct, frozen=True):
     """Digests of files that the build may read."""
     bases: tuple[DigestField, ...] = ()
     """Roots of the frozen bases over which a run may train."""
-    laws: dict[str, str] = {}
+    laws: dict[str, str] = msgspec.field(default_factory=dict)
     """Initialisation laws by pattern of entry keys, for observed first weights; others are found from own builds."""
     level: Share = 0.01
     """Family-wise significance level of the test of observed first weights (the paper's level)."""

@@ -9,6 +9,7 @@ import msgspec
 
 from pol.errors import RejectedProof
 from pol.proof.challenge import Draws, largest_forged_share
+from pol.proof.screens import Screen
 
 
 class Verdict(StrEnum):
@@ -113,6 +114,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Root of the last checkpoint's weights."""
     nonce: str
     steps: list[Step]
+    screens: list[Screen]
+    """What stands out without a replay; empty before the end of step 4. They steer the challenge and decide nothing."""
     intervals: list[IntervalResult]
     draws: Draws | None
     drift: Drift | None

@@ -11,6 +11,7 @@ from rich.text import Text
 from pol.distance import ratio
 from pol.proof.challenge import Draws
 from pol.proof.report import Deviation, IntervalResult, Report, Status, Step, Verdict
+from pol.proof.screens import Screen
 from pol.render.text import clean, duration, plural, shorten
 
 COLOURS = {Verdict.ACCEPT: "green", Verdict.REJECT: "red", Verdict.INCONCLUSIVE: "yellow"}
@@ -37,6 +38,8 @@ def report(console: Console, result: Report) -> None:
     console.print()
     console.print(_steps(result.steps))
     console.print()
+    if result.screens:
+        field(console, "Screens", Text("\n".join(_screens(result.screens))))
     if result.draws is not None:
         field(console, "Intervals", _intervals(result.intervals, result.draws, console.width - LABEL))
         field(console, "Draws", Text(_draws(result.draws)))
@@ -178,12 +181,20 @@ def _of_limit(deviation: Deviation) -> float:
     return math.inf if math.isnan(share) else share
 
 
+def _screens(screens: list[Screen]) -> list[str]:
+    """What stands out, one line each, and which screens are quiet."""
+    lines = [f"{screen.name} unusual: {clean(screen.detail)}" for screen in screens if screen.status == "unusual"]
+    quiet = ", ".join(screen.name for screen in screens if screen.status == "quiet")
+    return [*lines, *([f"quiet: {quiet}"] if quiet else []), "(they say where to look, and decide nothing)"]
+
+
 def _draws(draws: Draws) -> str:
     kinds = {
         "first, last and resumed": draws.mandatory,
         "largest updates": draws.top,
         "uniform": draws.uniform,
         "size-weighted": draws.weighted,
+        "most suspicious": draws.screened,
     }
     parts = [f"{len(chosen)} {name}" for name, chosen in kinds.items() if chosen]
     return f"{plural(len(draws.all()), 'interval')}: {', '.join(parts)} (one may be drawn for several reasons)"

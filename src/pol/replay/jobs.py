@@ -29,10 +29,11 @@ from pol.messages import (
     Segment,
     Stepped,
     Train,
+    Trial,
     TrustingReplay,
 )  # fmt: skip
 from pol.profile import Profile
-from pol.replay import compiling, hidden, perturbing, probe, trusting
+from pol.replay import compiling, hidden, perturbing, probe, trial, trusting
 from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
@@ -63,6 +64,8 @@ def run_job(job: JobType, emit: Emit) -> None:
                 _build(job, emit)
             case Control():
                 _control(job, emit)
+            case Trial():
+                emit(trial.tried(job))
             case Train():
                 _train(job, emit)
             case Replay():

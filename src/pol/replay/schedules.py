@@ -8,6 +8,7 @@ optimizer, depend on what else was done to the rates: they are state, and so are
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -73,6 +74,21 @@ class Schedules:
         for name in sorted(counts):
             for _ in range(counts[name] - self.counts[name]):
                 self._all[name].step()
+
+    def walk(self, name: str, count: int) -> Iterator[list[float]]:
+        """The rates of a counted schedule's own optimizer now, and after every further step of it, up to ``count``."""
+        schedule = self._all[name]
+        yield [float(group["lr"]) for group in schedule.optimizer.param_groups]
+        while self.counts[name] < count:
+            try:
+                schedule.step()
+            except ValueError:  # it has an end, as OneCycleLR has
+                return
+            yield [float(group["lr"]) for group in schedule.optimizer.param_groups]
+
+    def optimizer_of(self, name: str) -> Optimizer:
+        """The optimizer whose rates a schedule moves."""
+        return self._all[name].optimizer
 
     def _count(self, name: str, schedule: LRScheduler) -> None:
         # In a class of its own and not as an attribute, because a schedule's state_dict is all of its attributes.

@@ -94,6 +94,11 @@ def at(step: int, *, fetching: bool) -> None:
     _now.step, _now.fetching = step, fetching
 
 
+def stepping() -> bool:
+    """Whether what the program does now is part of a step."""
+    return not _now.free
+
+
 @contextlib.contextmanager
 def aside() -> Iterator[None]:
     """A context in which the program may do as it likes."""

@@ -6,10 +6,13 @@
 3. **Bind**: every file present is listed and hashed, nothing else is there; log → attestation → genesis; every
    kept checkpoint has its recorded root; the released model is the last checkpoint's weights.
 4. **Shape**: intervals cover [0, T] exactly, at least one; sizes and counts agree with the spec; every value is
-   finite; recipe, profile and inputs are within policy. Update sizes are measured here.
+   finite; recipe, profile and inputs are within policy. Update sizes are measured here, and bounded with rates,
+   hyperparameters and losses.
 5. **Origin**: the first state follows from the seed, drawn again; under two seeds of the verifier's own every
-   tensor is a permitted constant or unrelated.
-6. **Challenge**: intervals drawn from the attestation and a fresh nonce; never none.
+   tensor is a permitted constant or unrelated. First steps of the verifier's own show settings, losses and schedules,
+   if the policy bounds these.
+6. **Challenge**: intervals drawn from the attestation and a fresh nonce, and those that the screens of
+   ``pol.proof.screens`` find suspicious; never none.
 7. **Audit**: indices from the seed, samples against the dataset root, batches against their digest; each
    challenged interval, taken again from its recorded state, ends in the recorded state: the same bits or, under
    rule ``tolerance``, every tensor within its limit.
@@ -186,6 +189,7 @@ def _report(case: Case, procedure: Procedure, steps: list[Step], seconds: float)
         weights=case.statement.predicate.final.weights.digest if known else None,
         nonce=case.nonce.hex(),
         steps=[*steps, final],
+        screens=case.screens,
         intervals=case.intervals,
         draws=case.draws,
         drift=case.drift,

@@ -19,11 +19,24 @@ from pol.proof.genesis import Genesis, Secret, genesis_digest
 from pol.proof.log import Log, root_after
 from pol.proof.policy import Policy
 from pol.proof.report import Check, Drift, IntervalResult, Report
+from pol.proof.screens import Screen
 from pol.statetree import StateRoot
 from pol.store import ProofDirectory
 from pol.verifier.carrying import Carrying
 
 Checks = Iterator[Check]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How far parameters moved between two kept checkpoints: per parameter group, in the order of recorded rates."""
+
+    start: int
+    stop: int
+    distances: list[float]
+    """Euclidean."""
+    norms: list[float]
+    """Euclidean norms of these parameters: the larger of before and after."""
 
 
 @dataclass
@@ -62,6 +75,9 @@ class Case:
     leaves: bytes = field(init=False)
     checkpoints: dict[int, list[Placed]] = field(init=False)
     windows: list[Window] = field(init=False)
+    screens: list[Screen] = field(default_factory=list)
+    moves: list[Moved] = field(default_factory=list)
+    """Of each window."""
     draws: Draws | None = None
     allowed: dict[int, float] = field(default_factory=dict)
     """Rule tolerance: by interval, how far its limits let all parameters be moved unseen."""

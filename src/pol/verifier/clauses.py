@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from pol import canonical
-from pol.declaration import Group
-from pol.errors import FormatError, IntegrityError
+from pol.errors import IntegrityError
 from pol.proof.policy import LEVELS, ORDERS, Level
 from pol.proof.sampling import order_needed
+from pol.verifier import hyperparameters, plausible
 from pol.verifier.case import Case, Checks, passed, unable
 
 
@@ -139,111 +136,8 @@ def reference(case: Case) -> Checks:
         yield passed("reference", "your calibration is of this recipe")
 
 
-def hyperparameters(case: Case) -> Checks:
-    """Declared and recorded hyperparameters, and the sizes of the run, are within the policy's bounds."""
-    spec, bounds = case.genesis.spec, case.policy.bounds
-    if spec.steps < bounds.min_steps:
-        raise IntegrityError(f"the run has {spec.steps} steps, the policy demands {bounds.min_steps}")
-    if bounds.max_every is not None and spec.every > bounds.max_every:
-        raise IntegrityError(f"an interval has {spec.every} steps, the policy allows {bounds.max_every}")
-    groups = [group for part in spec.declaration.parts for group in part.groups]
-    dynamic = {name for part in spec.declaration.parts for name in part.dynamic}
-    if bounds.rate_times_decay is not None and "weight_decay" in dynamic:
-        raise IntegrityError(
-            "weight_decay may change during the run and is not recorded: your policy bounds lr * weight_decay"
-        )
-    for group in groups:
-        for name, momentum in _momenta(group):
-            if bounds.momentum is not None and not 0 <= momentum <= bounds.momentum:
-                raise IntegrityError(f"{name} is {momentum}, the policy allows {bounds.momentum}")
-    rated = _rated(case)
-    bounded = (bounds.learning_rate, bounds.rate_times_decay) != (None, None)
-    for start, rates in _rates(case):
-        if bounded and len(rates) != len(rated):
-            raise IntegrityError(
-                f"from step {start} on, {len(rates)} learning rates are recorded for {len(rated)} parameter groups: "
-                "your policy bounds all"
-            )
-        for number, rate in enumerate(rates):
-            decay = _number(rated[number], "weight_decay") if bounded else 0.0
-            where = f"from step {start} on, in parameter group {number}"
-            if bounds.learning_rate is not None and not 0 <= rate <= bounds.learning_rate:
-                raise IntegrityError(f"the learning rate is {rate} {where}, the policy allows {bounds.learning_rate}")
-            if bounds.rate_times_decay is not None and not 0 <= rate * decay <= bounds.rate_times_decay:
-                raise IntegrityError(
-                    f"lr times weight_decay is {rate * decay} {where}, the policy allows {bounds.rate_times_decay}"
-                )
-    moving = sorted(dynamic & set(MOMENTA)) if bounds.momentum is not None else []
-    beside = f"; {' and '.join(moving)} may change during the run: read the recipe for that" if moving else ""
-    yield passed(
-        "hyperparameters",
-        f"{len(groups)} parameter groups, {spec.steps} steps and k = {spec.every} are within bounds{beside}",
-    )
-
-
-MOMENTA = ("momentum", "betas")
-"""Hyperparameters that say how much an optimizer keeps of what it has."""
-
-
-def _rated(case: Case) -> list[Group]:
-    """The parameter groups that have a learning rate, in the order in which rates are recorded."""
-    parts = sorted(case.genesis.spec.declaration.parts, key=lambda part: part.name)
-    return [g for part in parts for g in part.groups if "lr" in part.dynamic or "lr" in g.hyperparameters]
-
-
-def _momenta(group: Group) -> Iterator[tuple[str, float]]:
-    for name in MOMENTA:
-        value = _plain(group, name)
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, int | float):
-                yield name, float(one)
-
-
-def _number(group: Group, name: str) -> float:
-    value = _plain(group, name)
-    return float(value) if isinstance(value, int | float) else 0.0
-
-
-def _plain(group: Group, name: str) -> object:
-    return canonical.untag(group.hyperparameters[name], name) if name in group.hyperparameters else None
-
-
-def _rates(case: Case) -> Iterator[tuple[int, list[float]]]:
-    """Recorded learning rates, from which step on; what a replay confirms or refutes."""
-    for interval in case.log.intervals:
-        step = interval.start
-        for rates in interval.learning_rates:
-            try:
-                yield step, [float(value) for value in rates.values]
-            except ValueError:
-                raise FormatError(f"interval {interval.start}–{interval.stop}: a learning rate is no number") from None
-            step += rates.steps
-
-
-LEAST_RATE = 2.0**-24
-"""Half a unit in the last place of a float32 of 1. Schedules end in lower rates, at which an honest step may be nothing
-but rounded away."""
-
-
-def moved(case: Case) -> Checks:
-    """The weights change in most windows whose learning rate is no mere rounding, if the policy says so."""
-    if not case.policy.bounds.moved:
-        yield passed("moved", "the policy does not ask that the weights change")
-        return
-    working = standing = 0
-    for window in case.windows:
-        inside = case.log.intervals[window.first : window.last + 1]
-        rates = [float(value) for interval in inside for rates in interval.learning_rates for value in rates.values]
-        if max(rates, default=0.0) >= LEAST_RATE and any(interval.loss is not None for interval in inside):
-            working += 1
-            standing += window.sizes.get("weights", 0.0) == 0.0
-    if not any(window.sizes.get("weights", 0.0) > 0 for window in case.windows):
-        raise IntegrityError("no step changed any parameter: nothing was trained")
-    if 2 * standing > working:  # some may: a loss that is 0 on a batch has no gradient, and its replay shows it
-        raise IntegrityError(
-            f"{standing} of {working} windows changed no parameter, at learning rates of 2^-24 or more"
-        )
-    yield passed("moved", f"{standing} of {working} windows with a learning rate of 2^-24 or more changed no parameter")
-
-
-CLAUSES = (rule, inputs, assured, started, profile, reference, hyperparameters, moved)
+CLAUSES = (
+    rule, inputs, assured, started, profile, reference,
+    plausible.moved, *hyperparameters.CLAUSES, plausible.paces, plausible.losses,
+)  # fmt: skip
+"""Weights that never moved come first: what else is wrong with such a run follows from it."""

@@ -6,14 +6,27 @@ from collections.abc import Callable, Iterator
 
 from pol.auditor import Auditor
 from pol.proof.report import Assurance, Step, confidence_sentence
-from pol.verifier import auditing, authenticate, bases, bind, clauses, drift, origins, replayed, shape, tolerance
+from pol.verifier import (
+    auditing,
+    authenticate,
+    bases,
+    bind,
+    clauses,
+    drift,
+    origins,
+    replayed,
+    screening,
+    shape,
+    tolerance,
+    trying,
+)  # fmt: skip
 from pol.verifier.case import Case, Checks
 from pol.verifier.procedure import Procedure, not_run, run_step
 
 AUTHENTICATE = (authenticate.signatures, authenticate.trusted_key, authenticate.beacon)
 BIND = (bind.files, bind.chain, bind.states, bind.released_model)
-SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, *clauses.CLAUSES,
-         tolerance.precise, tolerance.optimizers, drift.beforehand)  # fmt: skip
+SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, screening.look,
+         *clauses.CLAUSES, tolerance.precise, tolerance.optimizers, drift.beforehand)  # fmt: skip
 
 
 def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
@@ -36,7 +49,7 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         (4, lambda: [*(check(case) for check in SHAPE),
                      shape.recipe(case, auditor.name, auditor.sources(), case.settings)]),
         (5, lambda: [origins.origin(case, auditor, measured_platform()), bases.bases(case),
-                     origins.independence(case, auditor)]),
+                     origins.independence(case, auditor), trying.tried(case, auditor)]),
         (6, lambda: [replayed.challenge(case)]),
         (7, lambda: [auditing.audit(case, auditor, measured_platform())]),
     ]  # fmt: skip

@@ -102,7 +102,7 @@ def challenge(case: Case, run: Run, deltas: Limits) -> Checks:
     assert case.policy.paper is not None
     top, metrics = case.policy.paper.top, list(case.policy.paper.choose or deltas)
     chosen = set(range(run.intervals)) if top == 0 else _largest(case, run, top, metrics)
-    case.draws = Draws(intervals=run.intervals, mandatory=[], top=sorted(chosen), uniform=[], weighted=[])
+    case.draws = Draws(intervals=run.intervals, mandatory=[], top=sorted(chosen), uniform=[], weighted=[], screened=[])
     replayed = sum(stop - start for start, stop in map(run.interval, chosen))
     if case.policy.max_steps is not None and replayed > case.policy.max_steps:
         yield unable("budget", f"{replayed} steps must be replayed, your policy allows {case.policy.max_steps}")

@@ -13,6 +13,7 @@ from pol.profile import ARITHMETIC, differences, same_software
 from pol.proof.challenge import draw, spans
 from pol.proof.log import counts_after
 from pol.proof.report import Check
+from pol.proof.screens import suspects
 from pol.store import checkpoint_path
 from pol.verifier.case import Case, Checks, failed, passed, unable
 
@@ -64,7 +65,8 @@ def challenge(case: Case) -> Checks:
     """Step 6: draw, from the attestation and a nonce that the prover could not know."""
     every = case.genesis.spec.every
     resumed = [step // every for step in case.journal.resumes if 0 < step < case.genesis.spec.steps]
-    case.draws = draw(case.policy.challenge, case.attestation_digest, case.nonce, case.windows, resumed)
+    found = suspects(case.screens)
+    case.draws = draw(case.policy.challenge, case.attestation_digest, case.nonce, case.windows, resumed, found)
     if missing := _missing(case):
         shown = ",".join(map(str, missing))
         pinned = "" if case.depth else f" --attestation {case.attestation_digest}"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pol import canonical
-from pol.checkpoint import Checkpoint
 from pol.digest import Digest
 from pol.errors import IntegrityError
 from pol.order import observed_order
@@ -19,17 +16,8 @@ from pol.proof.genesis import CONTROL_STEPS, boundaries, kept, recipe_digest
 from pol.proof.released import released_part
 from pol.statetree import FLOATING
 from pol.store import ORDER, checkpoint_path
-from pol.values import floats
+from pol.verifier import moves
 from pol.verifier.case import Case, Checks, failed, passed, require, unable
-
-SIZED = {
-    "parameter": "weights",
-    "buffer": "buffers",
-    "transient": "buffers",
-    "optimizer": "optimizer",
-    "object": "objects",
-}
-"""Kinds of state whose movement is measured for the challenge."""
 
 MAX_SCHEDULE_STEPS = 16
 """Most steps of a schedule for one batch. Honest loops take one for each batch, step or epoch; a bound because a
@@ -137,14 +125,14 @@ def measured(case: Case) -> Checks:
     """Every kept value is finite; how far each kind of state moved is measured here, never taken on trust."""
     steps = sorted(case.checkpoints)
     _scan(case, steps[0], case.checkpoints[steps[0]])
-    case.windows = []
+    case.windows, case.moves = [], []
     for number, (before, after) in enumerate(pairwise(steps)):
         case.progress("measuring updates", number, len(steps) - 1)
         _scan(case, after, case.checkpoints[after])
         every = case.genesis.spec.every
-        case.windows.append(
-            Window(first=before // every, last=-(-after // every) - 1, sizes=_sizes(case, before, after))
-        )
+        sizes, moved = moves.between(case, before, after)
+        case.windows.append(Window(first=before // every, last=-(-after // every) - 1, sizes=sizes))
+        case.moves.append(moved)
     yield require(
         bool(case.windows), "values", f"all values of {len(steps)} checkpoints are finite", "there is no interval"
     )
@@ -156,39 +144,11 @@ def _scan(case: Case, step: int, placed: list[Placed]) -> None:
         if slot.entry.dtype not in FLOATING:
             continue
         where = f"{checkpoint_path(step)}: {slot.entry.key}"
-        for values in _values(case, step, slot):
+        for values in moves.values(case, step, slot):
             if np.isnan(values).any():
                 raise IntegrityError(f"{where} holds NaN")
             if slot.entry.kind in ("parameter", "optimizer") and np.isinf(values).any():
                 raise IntegrityError(f"{where} holds an infinity")
-
-
-def _sizes(case: Case, before: int, after: int) -> dict[str, float]:
-    """Euclidean distance between two checkpoints, per kind, in float64; what only one of them has counts whole."""
-    squares: dict[str, float] = {}
-    old = {slot.entry.key: slot for slot in case.checkpoints[before]}
-    for slot in case.checkpoints[after]:
-        kind = SIZED.get(slot.entry.kind)
-        if kind is None:
-            continue
-        previous = old.get(slot.entry.key)
-        new = _values(case, after, slot)
-        if previous is not None and previous.entry == slot.entry:
-            pairs: Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]] = zip(
-                new, _values(case, before, previous), strict=True
-            )
-        else:
-            pairs = ((values, np.zeros(1)) for values in new)
-        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf where both hold the same infinity
-            total = sum(float(np.nansum(np.square(a - b))) for a, b in pairs)
-        squares[kind] = squares.get(kind, 0.0) + total
-    return {kind: min(float(np.sqrt(total)), 1e308) for kind, total in squares.items()}
-
-
-def _values(case: Case, step: int, slot: Placed) -> Iterator[NDArray[np.float64]]:
-    """The values of an entry as float64, in chunks."""
-    file = Checkpoint(case.store, checkpoint_path(step), [slot])
-    return map(floats, file.chunks(slot.entry.key))
 
 
 def order(case: Case) -> Checks:
