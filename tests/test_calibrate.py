@@ -64,9 +64,9 @@ class Constant(pol.Recipe):
 """
 
 
-def call(out, recipe=RECIPE, runs=2, every=5, **options):
+def call(out, recipe=RECIPE, runs=2, max_every=5, **options):
     options = {"key": KEY, "profile": Profile(threads=1), "executor": InProcess(), "noise": False, **options}
-    return calibrate(recipe, out, runs=runs, every=every, **options)
+    return calibrate(recipe, out, runs=runs, max_every=max_every, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +234,7 @@ def test_more_runs_may_be_asked_for(halfway, tmp_path):
     [
         ({"settings": {"lr": 0.2}}, "begun with another lr"),
         ({"profile": Profile(threads=2)}, "another profile"),
-        ({"every": 4}, "every=5"),
+        ({"max_every": 4}, "max_every=5"),
     ],
 )
 def test_another_calibration_does_not_go_on(halfway, tmp_path, options, message):
@@ -247,13 +247,13 @@ def test_a_recipe_that_has_changed_does_not_go_on(tmp_path):
     recipe = tmp_path / "constant.py"
     recipe.write_text(CONSTANT)
     with pytest.raises(KeyboardInterrupt):
-        call(tmp_path / "c.json", f"{recipe}:Constant", every=1, executor=Stopped(3))
+        call(tmp_path / "c.json", f"{recipe}:Constant", max_every=1, executor=Stopped(3))
     recipe.write_text(CONSTANT + "\n")
     with pytest.raises(UsageError, match=re.escape(f"the recipe has changed since {tmp_path}")):
-        call(tmp_path / "c.json", f"{recipe}:Constant", every=1)
+        call(tmp_path / "c.json", f"{recipe}:Constant", max_every=1)
     recipe.write_text(CONSTANT.replace("Constant", "Other"))
     with pytest.raises(UsageError, match="is of the recipe Constant"):
-        call(tmp_path / "c.json", f"{recipe}:Other", every=1)
+        call(tmp_path / "c.json", f"{recipe}:Other", max_every=1)
 
 
 @pytest.mark.parametrize("how", ["changed", "missing"])
@@ -366,7 +366,7 @@ MALFORMED = {
     "no tensors": (put("tensors", {}), "no parameter"),
     "an unknown field": (put("remark", "good"), "remark"),
     "a missing field": (lambda payload: payload.pop("steps"), "steps"),
-    "another format": (put("format", "pol/calibration/v2"), "format"),
+    "another format": (put("format", "pol/calibration/v1"), "format"),
     "no time": (put("created", "yesterday"), "created"),
     "no digest": (put("recipe", "digest", "sha256:00"), "digest"),
 }
@@ -498,7 +498,7 @@ def test_calibrate_as_json(command, tmp_path):
 
 def test_interrupted_it_prints_the_command_that_goes_on(command, monkeypatch):
     monkeypatch.setattr(Here, "stop", Stopped(5))
-    words = [RECIPE, "--out", "c.json", "--runs", "2", "--every", "5", "--threads", "1", "--set", "lr=0.05"]
+    words = [RECIPE, "--out", "c.json", "--runs", "2", "--max-every", "5", "--threads", "1", "--set", "lr=0.05"]
     words.append("--runs-only")
     code, out, err = command(*words)
     assert (code, out) == (130, "")
@@ -516,7 +516,8 @@ def test_interrupted_it_prints_the_command_that_goes_on(command, monkeypatch):
     ("words", "message"),
     [
         (["--runs", "1"], "--runs"),
-        (["--every", "0"], "--every"),
+        (["--max-every", "0"], "--max-every"),
+        (["--intervals", "0"], "--intervals"),
         (["--set", "rate=1"], "rate"),
         (["--key", "nothing.pem"], "nothing.pem: cannot read the key"),
         (["--out", "nowhere/c.json"], "there is no folder nowhere"),

@@ -423,7 +423,7 @@ def measured(tmp_path_factory):
     """A folder with a calibration of the toy recipe, as the documented policy names it."""
     folder = tmp_path_factory.mktemp("measured")
     with same_every_time("calibration"):
-        calibrate(RECIPE, folder / "digits.json", key=known_key(5), runs=2, every=EVERY, noise=False, **OPTIONS)
+        calibrate(RECIPE, folder / "digits.json", key=known_key(5), runs=2, max_every=EVERY, noise=False, **OPTIONS)
     return folder
 
 

@@ -322,7 +322,7 @@ def calibrated(key):
     spread = {"mean": "2.0", "min": "2.0", "max": "2.0"}
     metrics = {"l1": {"mean": "4.0", "min": "4.0", "max": "4.0"}, "l2": spread, "linf": spread, "cos": spread}
     value = {
-        "format": "pol/calibration/v1", "tool": "pol", "created": "2026-01-01T00:00:00+00:00",
+        "format": "pol/calibration/v2", "tool": "pol", "created": "2026-01-01T00:00:00+00:00",
         "signer": key.public_pem,
         "recipe": {"name": "Toy", "digest": DIGEST, "configuration": {}},
         "profile": {"threads": 1},

@@ -9,8 +9,9 @@ import contextlib
 import secrets
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -38,6 +39,15 @@ from pol.messages import (
 from pol.profile import Profile
 from pol.replay.recipe import Recipe, reference_of, split_reference
 from pol.replay.sources import local_sources
+
+
+@dataclass(frozen=True)
+class Unlike:
+    """What a calibration wants otherwise of a replay; see ``messages.Replay``. A verifier wants nothing of it."""
+
+    saved: list[int] = field(default_factory=list)
+    perturbed: Literal["float64", "split"] | None = None
+    factors: dict[str, float] = field(default_factory=dict)
 
 
 class Auditor(Protocol):
@@ -93,6 +103,7 @@ class Auditor(Protocol):
         declared: int | None = None,
         order: Path | None = None,
         save: Path | None = None,
+        unlike: Unlike | None = None,
     ) -> Iterator[EventType]:
         """Take the steps of segments again, in the order of a file if there is one; ``save`` end states there."""
 
@@ -221,13 +232,15 @@ class LocalAuditor:
         declared: int | None = None,
         order: Path | None = None,
         save: Path | None = None,
+        unlike: Unlike | None = None,
     ) -> Iterator[EventType]:
         """See ``Auditor``."""
-        program = self._program(profile, configuration, seed, declared)
+        program, other = self._program(profile, configuration, seed, declared), unlike or Unlike()
         job = Replay(
             program=msgspec.structs.replace(program, order=None if order is None else str(order)),
             registered=registered, segments=segments, salt_key=salt_key.hex(),
-            save=None if save is None else str(save),
+            save=None if save is None else str(save), saved=other.saved, perturbed=other.perturbed,
+            factors=other.factors,
         )  # fmt: skip
         with contextlib.closing(self._run(job)) as events:  # type: ignore[type-var]
             yield from events

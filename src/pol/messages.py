@@ -5,7 +5,7 @@ A process is never told an expected digest: it yields roots, and another process
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -109,6 +109,12 @@ class Replay(Job, frozen=True, kw_only=True):
     salt_key: str
     save: str | None = None
     """A folder for the end state of every interval, where the verifier compares more than digests."""
+    saved: list[int] = []
+    """Steps after which states are saved; empty: after every interval."""
+    perturbed: Literal["float64", "split"] | None = None
+    """Of a calibration: the same steps in float64, or every batch in two halves."""
+    factors: dict[str, float] = {}
+    """Of a calibration: hyperparameters that are multiplied, in every group of every optimizer."""
 
 
 class TrustingReplay(Job, frozen=True, kw_only=True):
@@ -237,6 +243,8 @@ class Recorded(Event, frozen=True, kw_only=True):
     momenta: Momenta = []
     """Of a replay: what every parameter group keeps of the past, at the end."""
     kept: bool = False
+    drawn: str = ""
+    """Of a replay that saves states: digest of torch's generator after the interval."""
 
 
 class Reached(Event, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from msgspec import inspect
 from pol import keys, laws
 from pol.digest import DIGEST_PATTERN
 from pol.errors import UsageError
-from pol.proof.calibration import MAX_CALIBRATION, parse_calibration, reference_of
+from pol.proof.calibration import MAX_CALIBRATION, Calibration, parse_calibration, reference_of
 from pol.proof.policy import Policy, check_policy
 
 PRESETS = ("exact", "exact-full", "tolerance", "paper-2021")
@@ -155,7 +155,12 @@ def _policy(raw: dict[str, Any], where: str, name: str, folder: Path) -> Policy:
     if (calibration, key) != (None, None):
         if "reference" in raw:
             raise UsageError(f"{where}: reference: a calibration gives it; leave one of the two out")
-        raw["reference"] = _reference(calibration, key, folder, where)
+        found = _calibration(calibration, key, folder, where)
+        raw["reference"] = reference_of(found)
+        if isinstance(limits := raw.get("limits"), dict) and found.noise is not None and found.noise.limits is not None:
+            measured = {entry: float(text) for entry, text in found.noise.limits.tensors.items()}
+            own = limits.get("tensors", {})
+            raw["limits"] = {**limits, "tensors": {**measured, **own} if isinstance(own, dict) else own}
     try:
         policy = msgspec.convert({"name": name, **raw}, Policy, strict=True)
     except msgspec.ValidationError as error:
@@ -184,8 +189,8 @@ def _both_limits(limits: object, where: str) -> None:
         raise UsageError(f"{where}: limits.relative: {relative} is not below 1: a state that never moved would pass")
 
 
-def _reference(calibration: object, key: object, folder: Path, where: str) -> dict[str, str | float]:
-    """The reference distances of a calibration that the named key has signed."""
+def _calibration(calibration: object, key: object, folder: Path, where: str) -> Calibration:
+    """A calibration that the named key has signed."""
     if not isinstance(calibration, str):
         raise UsageError(f"{where}: calibration: expected {ONLY_IN_FILES['calibration']}")
     if not isinstance(key, str) or not re.fullmatch(DIGEST_PATTERN, key):
@@ -201,7 +206,7 @@ def _reference(calibration: object, key: object, folder: Path, where: str) -> di
     keys.verify_envelope(envelope, found.signer, str(path))
     if (signer := keys.fingerprint(found.signer)) != key:
         raise UsageError(f"{where}: calibration: {path} is signed by {signer}, not by calibration_key")
-    return reference_of(found)
+    return found
 
 
 # -- what is wrong with a file ------------------------------------------------------------------------------------

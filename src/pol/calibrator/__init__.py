@@ -1,7 +1,8 @@
 """The calibrator: trains one recipe several times and measures how far apart independent runs end (d_ref).
 
-Of one run it takes intervals again on other platforms, too, which is honest noise, and recommends limits for rule
-``tolerance``, if there is room for any between that noise and a forgery.
+Of one run it takes steps again on other platforms, too, which is honest noise, and with small lies, which are
+forgeries. For rule ``tolerance`` it recommends limits and a length of intervals, if there is room for any between the
+two.
 
 Each run is recorded like any other, under a fresh seed and a key that is thrown away, in a folder beside the result. So
 an interrupted calibration goes on where it was, and what a run ended in can be checked before it is compared.
@@ -19,6 +20,7 @@ import msgspec
 from pol import canonical
 from pol.calibrator.measure import measured
 from pol.calibrator.noise import NoiseMeter
+from pol.calibrator.summing import measured_noise
 from pol.calibrator.trainer import Trainer
 from pol.digest import Digest
 from pol.errors import UsageError
@@ -38,13 +40,13 @@ from pol.prover import Progress
 from pol.replay.recipe import Recipe, reference_of, split_reference
 from pol.store import ProofDirectory, write_atomically
 
-__all__ = ["EVERY", "RUNS", "SignedCalibration", "calibrate", "read_calibration"]
+__all__ = ["MAX_EVERY", "RUNS", "SignedCalibration", "calibrate", "read_calibration"]
 
 RUNS = 3
 """Runs where none are asked for: the fewest whose pairs show any spread."""
 
-EVERY = 10
-"""Steps of an interval where none are asked for: the most that the preset ``tolerance`` takes."""
+MAX_EVERY = 10
+"""Longest interval that is measured where nothing else is asked for: the most that the preset ``tolerance`` takes."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def calibrate(
     *,
     key: SigningKey | Path | str,
     runs: int = RUNS,
-    every: int = EVERY,
+    max_every: int = MAX_EVERY,
+    intervals: int | None = None,
     settings: dict[str, Any] | None = None,
     profile: Profile | None = None,
     progress: Progress | None = None,
@@ -73,8 +76,9 @@ def calibrate(
 ) -> SignedCalibration:
     """Train a recipe ``runs`` times from seeds of their own, and sign how far apart the final states are.
 
-    Then intervals of the first run are taken again on other platforms, which this machine gives by flags. What that is
-    off by is signed, too, with the limits that follow; or without, if noise and forgery cannot be told apart.
+    Then steps of the first run are taken again on other platforms, which this machine gives by flags, and with the
+    smallest published lies. What either is off by after 1, 2, 5 … steps is signed, too, with the length of intervals
+    and the limits that follow; or without, if honest and forged cannot be told apart at any length.
 
     The runs are in the folder ``<out>.runs`` until the file is written. When it was interrupted, the same call again
     keeps the finished runs and goes on with the unfinished one.
@@ -84,7 +88,9 @@ def calibrate(
         out: The file to write; new.
         key: Signs the calibration (a key, or its PEM file).
         runs: How many independent trainings, at least 2.
-        every: k, the steps of an interval, as they will be in proofs: noise grows with it.
+        max_every: The longest interval that is measured: noise grows with it.
+        intervals: From how many states steps are taken again; by default as many as cost about half of a run, at least
+            eight. More of them make the rate of false rejections that can be stated smaller.
         settings: Constructor arguments, for a recipe given by reference.
         profile: Flags of the training processes; by default one thread per core.
         progress: Told how far it is.
@@ -100,8 +106,8 @@ def calibrate(
         raise UsageError(
             f"runs={runs}: a distance between independent runs takes at least 2 of them (and at most {MAX_RUNS})"
         )
-    if every < 1:
-        raise UsageError(f"every={every}: an interval has at least one step")
+    if max_every < 1 or (intervals is not None and intervals < 1):
+        raise UsageError(f"max_every={max_every}, intervals={intervals}: there is at least one, of at least one step")
     if not isinstance(key, SigningKey):
         key = SigningKey.load(Path(key))
     if isinstance(recipe, Recipe):
@@ -116,12 +122,12 @@ def calibrate(
         raise UsageError(f"{out}: there is no folder {out.parent}")
     tell = progress or (lambda *_: None)
     work = out.with_name(out.name + ".runs")
-    trainer = Trainer(recipe, settings, work, every, profile, executor, noise)
+    trainer = Trainer(recipe, settings, work, max_every, profile, executor, noise, intervals)
     finished = [trainer.run(number, _counted(tell, number, runs)) for number in range(runs)]
     calibration = measured(finished, key, tell)
     if noise:
-        meter = NoiseMeter(recipe, settings, finished[0], executor, tell)
-        found = meter.measure(float(calibration.parameters.l2.mean))
+        meter = NoiseMeter(recipe, settings, finished[0], max_every, executor, tell)
+        found = measured_noise(meter, float(calibration.parameters.l2.mean))
         calibration = msgspec.structs.replace(calibration, noise=found)
     check_calibration(calibration, str(out))
     write_atomically(out, key.sign(canonical.encode(calibration), PAYLOAD_TYPE))

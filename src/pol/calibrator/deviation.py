@@ -1,23 +1,24 @@
-"""One interval, taken again on another platform, compared as rule ``tolerance`` compares it."""
+"""The error of one replay over some steps, measured as rule ``tolerance`` judges an interval of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from pol.calibrator.trainer import Run
 from pol.checkpoint import Checkpoint
-from pol.distance import Accumulator, Distances, ratio
+from pol.distance import Accumulator, ratio
 from pol.errors import UsageError
-from pol.interval import Interval
-from pol.proof.noise import WORST
+from pol.interval import Interval, Momenta
+from pol.proof.limiting import MARGIN
+from pol.proof.noise import WORST, Seen
 from pol.proof.policy import Limits
-from pol.statetree import FLOATING, Entry
-from pol.verifier.reproduction import norm
+from pol.statetree import FLOATING
+from pol.verifier.carrying import Carrying
+from pol.verifier.reproduction import Reproduced, accumulated, reproduction
 from pol.verifier.tolerance import largest
 
 SKIP = "With --runs-only (noise=False) the runs, which are kept, are compared all the same"
@@ -26,72 +27,121 @@ _NOTHING = Limits(relative=0.0, absolute=0.0)
 """Limits that allow no more than their floor."""
 
 
+class Uncovered(UsageError):
+    """Two replays differ in what no tolerance covers."""
+
+
 class Error(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The error of one interval; see ``pol.proof.noise.Perturbed``, of which these are the parts."""
+    """The error of one replay, and its ``absolute`` by tensor, where there is any beyond the floor."""
 
-    interval: int
-    equal: bool = True
-    share: float = 0.0
-    error: float = 0.0
-    relative: float = 0.0
-    relative_of: str = ""
-    absolute: float = 0.0
-    absolute_of: str = ""
-    loss: float = 0.0
+    seen: Seen
+    tensors: dict[str, float] = {}
 
 
-def error_of(run: Run, recorded: Interval, found: Interval, replayed: Checkpoint, name: str) -> Error:
-    """The error of an interval of a run.
+@dataclass(frozen=True)
+class Ends:
+    """The states around some steps, recorded and taken again, and the mean losses over them."""
 
-    Args:
-        run: What was recorded.
-        recorded: The interval, as it is in the log of the run.
-        found: The interval as it was taken again.
-        replayed: The state in which that ended.
-        name: What was different, for messages.
+    start: Checkpoint
+    recorded: Checkpoint
+    replayed: Checkpoint
+    step: int
+    """Steps of the run before the end."""
+    losses: tuple[float | None, float | None]
+    """Recorded and taken again; None: all steps were skipped."""
+    momenta: Momenta
+    """Of the parameter groups at the end of the replay."""
+    equal: bool
+    """Whether the roots are."""
+    name: str
+    """What was different, for messages."""
+
+
+def uncovered(found: Interval, recorded: Interval) -> str:
+    """Which field of a record differs of those that are exact under every rule; "" if none does."""
+    for name in ("batches", "learning_rates", "skipped", "schedules"):
+        if getattr(found, name) != getattr(recorded, name):
+            return name.replace("_", " ")
+    return ""
+
+
+def honest_error(ends: Ends, carrying: Carrying) -> Error:
+    """The error of an honest replay, over every floating-point tensor of the state.
 
     Raises:
-        UsageError: something differs that no tolerance covers.
+        Uncovered: something differs that no tolerance covers.
     """
-    where = f"steps {found.start}–{found.stop} with {name}"
-    for field in ("batches", "learning_rates", "skipped", "schedules"):
-        if getattr(found, field) != getattr(recorded, field):
-            raise UsageError(
-                f"{where}: other {field.replace('_', ' ')} than recorded. What a step is given depends on the "
-                f"platform, and no tolerance covers that; use rule exact. {SKIP}"
-            )
-    index, loss = found.start // run.genesis.spec.every, _loss(found.loss, recorded.loss)
-    if found.root == recorded.root:
-        return Error(index, loss=loss)
-    start, end = run.state(found.start), run.state(found.stop)
-    if _named(replayed) != _named(end):
-        raise UsageError(f"{where}: a state with other entries than recorded. {SKIP}")
-    wrong, moved = Accumulator(), Accumulator()
-    relative, absolute = (0.0, ""), (0.0, "")
-    for key, slot in end.entries.items():
-        error = _accumulated(replayed, end, key)
-        if slot.entry.dtype not in FLOATING:
-            if not error.result().equal:
-                raise UsageError(
-                    f"{where}: {key} differs, and what is not floating point is exact under every rule; use rule "
-                    f"exact. {SKIP}"
-                )
-            continue
-        before = start if key in start.entries else None
-        move = _accumulated(replayed, before, key)
-        if slot.entry.kind == "parameter":
-            wrong.merge(error)
-            moved.merge(move)
-        if error.result().equal:  # infinities too, as masks hold them
-            continue
-        excess = _excess(error.result(), slot.entry, norm(before or replayed, key))
-        if excess > 0:
-            relative = max(relative, (capped(ratio(excess, move.result().l2)), key))
-            absolute = max(absolute, (capped(excess / math.sqrt(error.result().size)), key))
-    if not moved.result().size:
-        raise UsageError(f"this recipe has no floating-point parameters to compare. {SKIP}")
-    total = wrong.result().l2
-    return Error(index, False, capped(ratio(total, moved.result().l2)), capped(total), *relative, *absolute, loss)
+    loss = _loss(*ends.losses)
+    if ends.equal:
+        return Error(_seen(True, _Total(), {}, {}, loss))
+    if differs := _not_covered(ends):
+        raise Uncovered(f"steps up to {ends.step} with {ends.name}: {differs}. {SKIP}")
+    total, relative, absolute = _Total(), {}, {}
+    for key, found in _reproduction(ends, carrying):
+        total.add(found)
+        if not found.equal and (excess := _excess(found.total, found)) > 0:
+            relative[key] = capped(ratio(excess, found.move.result().l2))
+            # So that a limit is at least one more floor: an error that is beyond it by a hair says little of the next.
+            absolute[key] = capped((excess + _floor(found) / MARGIN) / math.sqrt(found.error.result().size))
+    if not total.moved.result().size:
+        raise Uncovered(f"this recipe has no floating-point parameters to compare. {SKIP}")
+    return Error(_seen(False, total, relative, absolute, loss), absolute)
+
+
+def forged_error(ends: Ends, carrying: Carrying) -> Error:
+    """What a cheat leaves: of parameters alone, each by itself. What else is in a state a forger can make up."""
+    loss = _loss(*ends.losses)
+    if ends.equal:
+        return Error(_seen(True, _Total(), {}, {}, loss))
+    if differs := _not_covered(ends):
+        return Error(Seen(
+            equal=False, share=repr(WORST), error=repr(WORST), relative=repr(WORST), relative_of=differs,
+            absolute=repr(WORST), absolute_of=differs, loss=repr(loss),
+        ))  # fmt: skip
+    total, relative, absolute, floored = _Total(), {}, {}, True
+    for key, found in _reproduction(ends, carrying):
+        total.add(found)
+        error = found.error.result()
+        if found.entry.kind == "parameter" and not error.equal:
+            excess = _excess(error.l2, found)
+            floored = floored and excess <= _floor(found)  # so an error up to twice the floor
+            if excess > 0:
+                relative[key] = capped(ratio(excess, found.move.result().l2))
+                absolute[key] = capped(excess / math.sqrt(error.size))
+    if floored:
+        relative, absolute = {}, {}
+    return Error(_seen(False, total, relative, absolute, loss, floored))
+
+
+def _reproduction(ends: Ends, carrying: Carrying) -> Iterator[tuple[str, Reproduced]]:
+    return reproduction(ends.start, ends.replayed, ends.recorded, carrying, ends.step, ends.momenta)
+
+
+@dataclass
+class _Total:
+    """All parameters together."""
+
+    wrong: Accumulator = field(default_factory=Accumulator)
+    moved: Accumulator = field(default_factory=Accumulator)
+
+    def add(self, found: Reproduced) -> None:
+        if found.entry.kind == "parameter":
+            self.wrong.merge(found.error)
+            self.moved.merge(found.move)
+
+
+def _seen(
+    equal: bool, total: _Total, relative: dict[str, float], absolute: dict[str, float], loss: float,
+    floored: bool = False,
+) -> Seen:  # fmt: skip
+    worst = max(((value, key) for key, value in relative.items()), default=(0.0, ""))
+    widest = max(((value, key) for key, value in absolute.items()), default=(0.0, ""))
+    error = total.wrong.result().l2
+    return Seen(
+        equal=equal, share=repr(capped(ratio(error, total.moved.result().l2))), error=repr(capped(error)),
+        relative=repr(worst[0]), relative_of=worst[1], absolute=repr(widest[0]), absolute_of=widest[1],
+        loss=repr(loss), floored=floored,
+    )  # fmt: skip
 
 
 def capped(value: float) -> float:
@@ -103,24 +153,26 @@ def _named(state: Checkpoint) -> dict[str, Any]:
     return {key: slot.entry for key, slot in state.entries.items()}
 
 
-def _accumulated(a: Checkpoint, b: Checkpoint | None, key: str) -> Accumulator:
-    """An entry compared in two states, or with zero."""
-    found = Accumulator()
-    chunks: Iterator[Any] = a.chunks(key)
-    for one, other in zip(chunks, b.chunks(key), strict=True) if b else ((c, np.zeros_like(c)) for c in chunks):
-        found.add(one, other)
-    return found
+def _not_covered(ends: Ends) -> str:
+    if _named(ends.replayed) != _named(ends.recorded):
+        return "a state with other entries than recorded"
+    for key, slot in ends.recorded.entries.items():
+        pairs = zip(ends.replayed.chunks(key), ends.recorded.chunks(key), strict=True)
+        if slot.entry.dtype not in FLOATING and not accumulated(pairs).result().equal:
+            return f"{key} differs, and what is not floating point is exact under every rule; use rule exact"
+    return ""
 
 
-def _excess(error: Distances, entry: Entry, before: float) -> float:
+def _floor(found: Reproduced) -> float:
+    return largest(_NOTHING, found.entry, 0.0, found.norm)
+
+
+def _excess(error: float, found: Reproduced) -> float:
     """How much of an error is beyond the floor that every limit allows."""
-    if not math.isfinite(error.l2):
-        return WORST
-    return max(0.0, error.l2 - largest(_NOTHING, entry, 0.0, before))
+    return max(0.0, error - _floor(found)) if math.isfinite(error) else WORST
 
 
-def _loss(found: str | None, recorded: str | None) -> float:
+def _loss(recorded: float | None, found: float | None) -> float:
     if found is None or recorded is None:
         return 0.0 if found == recorded else WORST
-    a, b = float(found), float(recorded)
-    return capped(abs(a - b) / (1 + abs(a)))
+    return capped(abs(found - recorded) / (1 + abs(found)))

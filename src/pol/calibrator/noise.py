@@ -1,237 +1,271 @@
-"""Honest noise: intervals of one run, each taken again from its recorded state on platforms that differ from it.
+"""Honest noise and small forgeries: the steps of one run, taken again under each condition from some of its states.
 
-The other platforms are what this machine can give by flags: another number of threads, and libraries that are told to
-use older instructions. The recipe is not told. An interval is compared as rule ``tolerance`` compares it.
+The run is recorded step by step, with few states. Those at the rungs are taken again first, on the run's own platform,
+and are what the log says, or nothing here means anything. With them every other replay is compared.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-import statistics
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from pol import canonical, seeds
-from pol.auditor import LocalAuditor
-from pol.calibrator.deviation import SKIP, Error, capped, error_of
-from pol.calibrator.trainer import Run, leading
-from pol.checkpoint import Checkpoint, compare
+from pol.auditor import LocalAuditor, Unlike
+from pol.calibrator.conditions import Condition, conditions, other_seed, write_order
+from pol.calibrator.deviation import SKIP, Ends, Error, Uncovered, forged_error, honest_error, uncovered
+from pol.calibrator.memory import Memory
+from pol.calibrator.trainer import Run, ladder
+from pol.checkpoint import Checkpoint, content_of, read_entries
 from pol.digest import Digest
-from pol.distance import ratio
 from pol.errors import FormatError, IntegrityError, ReplayError
 from pol.executors.local import Executor
-from pol.messages import Failed, Opened, Recorded, Segment, Stepped
-from pol.profile import Profile
+from pol.interval import Interval, Momenta
+from pol.messages import EventType, Failed, Opened, Recorded, Segment, Stepped
 from pol.proof.attestation import MAX_JOURNAL, Journal
 from pol.proof.genesis import Secret, genesis_digest, registered
-from pol.proof.log import Log, counts_after, parse_log
-from pol.proof.noise import WORST, Noise, Perturbed, changed, following, refusals
-from pol.proof.policy import Limits
+from pol.proof.log import Log, counts_after, parse_log, root_after
+from pol.proof.noise import FLOAT64, Replays
 from pol.prover import Progress
-from pol.statetree import FLOATING, Entry
-from pol.store import JOURNAL, LOG, MAX_LOG_FILE, SECRET, ProofDirectory, checkpoint_path, write_atomically
-from pol.verifier.reproduction import norm
-from pol.verifier.tolerance import HALF_ULP, largest
-
-
-def perturbations(profile: Profile) -> list[Profile]:
-    """Profiles that differ from one in a single flag each: more or fewer threads, and older instructions."""
-    changes: list[dict[str, Any]] = [{"threads": 2 if profile.threads == 1 else 1}]
-    for name, old in (("aten", "default"), ("onednn", "sse41"), ("mkl", "compatible")):
-        changes.append({name: old if getattr(profile, name) != old else "native"})
-    return [msgspec.structs.replace(profile, **change) for change in changes]
-
-
-class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an interrupted measurement has found, for the next call; in the folder of the runs, and not signed."""
-
-    genesis: str
-    """Of the run that is replayed."""
-    found: dict[int, list[Error]]
+from pol.statetree import StateRoot, state_root
+from pol.store import JOURNAL, LOG, MAX_LOG_FILE, SECRET, ProofDirectory, checkpoint_path
+from pol.verifier.carrying import Carrying
 
 
 class NoiseMeter:
-    """Measures the honest noise of one run, or goes on with measuring it."""
+    """Measures the noise of one run, or goes on with measuring it."""
 
     def __init__(
-        self, reference: str, settings: dict[str, Any] | None, run: Run, executor: Executor | None, tell: Progress
-    ) -> None:
+        self, reference: str, settings: dict[str, Any] | None, run: Run, most: int, executor: Executor | None,
+        tell: Progress,
+    ) -> None:  # fmt: skip
         self._reference, self._settings, self._executor, self._tell = reference, settings, executor, tell
-        self._run, self._store = run, ProofDirectory(run.folder)
-        self._log: Log = parse_log(self._store.read(LOG, MAX_LOG_FILE))
-        self._file = run.folder.parent / "noise.json"
-        self._found = self._earlier()
+        self.run, self._store = run, ProofDirectory(run.folder)
+        self.log: Log = parse_log(self._store.read(LOG, MAX_LOG_FILE))
+        self._steps, self._most = run.genesis.spec.steps, most
+        self.rungs = ladder(most, self._steps)
+        self._secret = bytes.fromhex(
+            canonical.decode(self._store.read(SECRET, 1024), Secret, what=SECRET, limit=1024).r
+        )
+        journal = canonical.decode(self._store.read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)
+        self._seed = seeds.derive_seed(self._name(), bytes.fromhex(journal.beacon.value), self._secret)
+        self._carrying = Carrying(run.genesis.spec.declaration, self.log.intervals)
+        self._conditions = conditions(run.genesis)
+        self._kept = Memory(run.folder.parent / "noise.json", self._name())
+        self._states = run.folder.parent / "states"
+        self._states.mkdir(exist_ok=True)
+        self._told = 0
 
-    def measure(self, reference: float) -> Noise:
-        """Take the intervals again on every platform, as far as that is not done.
-
-        Args:
-            reference: d_ref, Euclidean, over all parameters.
+    def measure(self) -> tuple[list[Replays], list[Replays], dict[str, list[list[Error]]]]:
+        """Take the steps again under every condition, as far as that is not done: honest ones, cheats, and all by name.
 
         Raises:
-            ReplayError: the steps cannot be taken on one of the platforms.
+            ReplayError: the steps cannot be taken on one of the platforms, or not even on the run's own.
             UsageError: what is not floating point depends on the platform.
         """
-        genesis = self._run.genesis
-        profiles = perturbations(genesis.profile)
         with LocalAuditor(self._reference, self._settings, self._executor) as auditor:
-            for number, profile in enumerate(profiles):
-                self._perturb(auditor, number, profile, len(profiles))
-        perturbed = [self._summary(profile, self._found[number]) for number, profile in enumerate(profiles)]
-        moves, drift = self._moves(perturbed)
-        noise = Noise(
-            every=genesis.spec.every,
-            total=len(self._log.intervals),
-            intervals=self._run.chosen,
-            move=repr(math.fsum(moves) / len(moves)),
-            drift=repr(min(drift, WORST)),
-            coarse=self._coarse(),
-            perturbed=perturbed,
-            limits=None,
+            self._take_states(auditor)
+            for number, condition in enumerate(self._conditions, start=1):
+                self._told = number * self._length(self.run.starts)
+                self._take(auditor, condition)
+        errors = {
+            name: [found[start] for start in self.run.starts] for name, found in self._kept.found.items() if found
+        }
+        honest, cheats = (
+            [self._replays(one, errors) for one in self._conditions if one.honest is wanted] for wanted in (True, False)
         )
-        if refusals(noise, reference):
-            return noise
-        return msgspec.structs.replace(noise, limits=_following(perturbed))
+        return honest, cheats, errors
+
+    def _replays(self, condition: Condition, errors: dict[str, list[list[Error]]]) -> Replays:
+        why = self._kept.left_out.get(condition.name)
+        found = [] if why else [[error.seen for error in row] for row in errors[condition.name]]
+        return Replays(name=condition.name, profile=condition.profile, left_out=why, found=found)
+
+    def state(self, step: int) -> Checkpoint:
+        """The recorded state at a start or a rung."""
+        if step in self.run.steps:
+            return self.run.state(step)
+        return Checkpoint.at(self._states / f"{step:012d}.safetensors")
 
     # -- replaying ------------------------------------------------------------------------------------------------
 
-    def _perturb(self, auditor: LocalAuditor, number: int, profile: Profile, count: int) -> None:
-        genesis = self._run.genesis
-        name = changed(genesis.profile, profile)
-        have = {one.interval for one in self._found.setdefault(number, [])}
-        todo = [index for index in self._run.chosen if index not in have]
-        if not todo:
-            return
-        secret = bytes.fromhex(canonical.decode(self._store.read(SECRET, 1024), Secret, what=SECRET, limit=1024).r)
-        journal = canonical.decode(self._store.read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)
-        seed = seeds.derive_seed(genesis_digest(genesis), bytes.fromhex(journal.beacon.value), secret)
-        steps = sum(map(self._steps, self._run.chosen))
-        before = number * steps + sum(map(self._steps, have))
-        self._tell("measuring noise", before, count * steps)
-        with tempfile.TemporaryDirectory(prefix="pol-noise-") as made:
-            folder = Path(made)
-            segments = list(map(self._segment, todo))
-            for event in auditor.replay(
-                profile, genesis.recipe.configuration, seed, registered(genesis, secret), segments,
-                seeds.salt_key(secret), save=folder,
-            ):  # fmt: skip
-                match event:
-                    case Opened(step=step, root=root):
-                        if root != self._root_after(step):
-                            raise IntegrityError(
-                                f"{self._run.folder / checkpoint_path(step)} loads as another state than was recorded: "
-                                f"remove {self._run.folder} to train it anew"
-                            )
-                    case Recorded(interval=interval):
-                        end = folder / f"{interval.stop:012d}.safetensors"
-                        recorded = self._log.intervals[interval.start // genesis.spec.every]
-                        self._found[number].append(error_of(self._run, recorded, interval, Checkpoint.at(end), name))
-                        end.unlink()
-                        self._keep()
-                    case Stepped(step=step):
-                        self._tell("measuring noise", before + step, count * steps)
-                    case Failed(message=message):
-                        raise ReplayError(f"taking steps again with {name}: {message}. {SKIP}")
-        if len(self._found[number]) < len(self._run.chosen):
-            raise ReplayError(f"taking steps again with {name}: the training process ended early")
-        self._tell("measuring noise", (number + 1) * steps, count * steps)
+    def _take_states(self, auditor: LocalAuditor) -> None:
+        """The recorded states at the rungs, taken again where the run itself ran."""
+        own = Condition("the run's own flags", self.run.genesis.profile, True)
+        self._told = 0
+        todo = [start for start in self.run.starts if not self._has_states(start)]
+        with self._folder() as folder:
+            for event in self._replay(auditor, own, todo, folder):
+                found = event.interval
+                if found.root != self.log.intervals[found.start].root:
+                    raise ReplayError(
+                        f"step {found.start}, taken again on this machine with the run's own flags, ends in another "
+                        f"state than was recorded. pol doctor finds out why. {SKIP}"
+                    )
+                self._kept.drawn[found.stop] = event.drawn
+                if (saved := folder / f"{found.stop:012d}.safetensors").exists():
+                    saved.replace(self._states / saved.name)
+            self._kept.save()
 
-    def _segment(self, index: int) -> Segment:
-        interval = self._log.intervals[index]
-        return Segment(
-            start=interval.start,
-            stop=interval.stop,
-            checkpoint=str(self._run.folder / checkpoint_path(interval.start)),  # not built again: other kernels may
-            counts=counts_after(self._log, self._run.genesis.spec, interval.start),  # draw other first weights
+    def _has_states(self, start: int) -> bool:
+        window = range(start + 1, self._stop(start) + 1)
+        return all(step in self._kept.drawn for step in window) and all(
+            (self._states / f"{start + rung:012d}.safetensors").exists() and self._is_recorded(start + rung)
+            for rung in self.rungs
+            if start + rung in window
         )
 
-    def _steps(self, index: int) -> int:
-        return self._log.intervals[index].stop - self._log.intervals[index].start
-
-    def _root_after(self, step: int) -> object:
-        if not step:
-            return self._log.origin.root
-        return self._log.intervals[-(-step // self._run.genesis.spec.every) - 1].root
-
-    # -- judging --------------------------------------------------------------------------------------------------
-
-    def _summary(self, profile: Profile, found: list[Error]) -> Perturbed:
-        relative = max((one.relative, one.relative_of) for one in found)
-        absolute = max((one.absolute, one.absolute_of) for one in found)
-        return Perturbed(
-            profile=profile,
-            equal=sum(one.equal for one in found),
-            worst=repr(max(one.share for one in found)),
-            median=repr(statistics.median(one.share for one in found)),
-            error=repr(max(one.error for one in found)),
-            relative=repr(relative[0]),
-            relative_of=relative[1],
-            absolute=repr(absolute[0]),
-            absolute_of=absolute[1],
-            loss=repr(max(one.loss for one in found)),
-        )
-
-    def _moves(self, perturbed: list[Perturbed]) -> tuple[list[float], float]:
-        """How far each interval moved all parameters, and what the limits that follow leave over the whole run."""
-        advised = _following(perturbed)
-        limits = Limits(relative=float(advised.relative), absolute=float(advised.absolute), floor=float(advised.floor))
-        moves, bounds = [], []
-        for index in self._run.chosen:
-            interval = self._log.intervals[index]
-            start, end = self._run.state(interval.start), self._run.state(interval.stop)
-            found = compare(end, start, _trained)
-            moves.append(capped(found.total.l2))
-            each = (
-                largest(limits, start.entries[key].entry, one.l2, norm(start, key))
-                for key, one in found.tensors.items()
-            )
-            bounds.append(math.hypot(*each))  # as the verifier adds limits up
-        way = compare(self._run.last, self._run.state(0), _trained).total.l2
-        first = leading(len(bounds))
-        rest = (len(self._log.intervals) - first) / max(1, len(bounds) - first)
-        whole = math.fsum([*bounds[:first], *(bound * rest for bound in bounds[first:])])
-        return moves, capped(ratio(whole, way))
-
-    def _coarse(self) -> str | None:
-        for key, slot in sorted(self._run.last.entries.items()):
-            if slot.entry.kind in ("parameter", "optimizer") and _is_coarse(slot.entry):
-                return key
-        return None
-
-    # -- interrupted ----------------------------------------------------------------------------------------------
-
-    def _earlier(self) -> dict[int, list[Error]]:
+    def _is_recorded(self, step: int) -> bool:
+        store, name = ProofDirectory(self._states), f"{step:012d}.safetensors"
         try:
-            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
-        except FileNotFoundError:
-            return {}
-        except msgspec.DecodeError as error:
-            raise FormatError(f"{self._file}: {error}; remove it to measure anew") from None
-        if kept.genesis != self._name():  # that run was removed, and trained anew
-            return {}
-        return {
-            number: [one for one in found if one.interval in self._run.chosen] for number, found in kept.found.items()
-        }
+            root = state_root((slot.entry, content_of(store, name, slot)) for slot in read_entries(store, name))
+        except FormatError:
+            return False
+        return root == self._root(step)
 
-    def _keep(self) -> None:
-        write_atomically(self._file, msgspec.json.encode(_Kept(self._name(), self._found)))
+    def _take(self, auditor: LocalAuditor, condition: Condition) -> None:
+        have = self._kept.found.setdefault(condition.name, {})
+        if condition.left_out is not None:
+            self._kept.left_out[condition.name] = condition.left_out
+        if condition.name in self._kept.left_out:
+            return
+        try:
+            self._errors(auditor, condition, have)
+        except (ReplayError, Uncovered) as error:
+            if condition.profile != self.run.genesis.profile and condition.honest:
+                raise
+            # Another arithmetic is not for every recipe, nor is every cheat.
+            self._kept.left_out[condition.name] = str(error).removesuffix(f". {SKIP}")[:2048]
+            have.clear()
+        self._kept.save()
+
+    def _errors(self, auditor: LocalAuditor, condition: Condition, have: dict[int, list[Error]]) -> None:
+        todo = [start for start in self.run.starts if start not in have]
+        self._told += self._length(have)
+        with self._folder() as folder:
+            rows: list[Error] = []
+            pairs: list[tuple[Interval, Interval]] = []
+            for event in self._replay(auditor, condition, todo, folder):
+                found = event.interval
+                start = found.start - found.start % self._most
+                pairs.append((self.log.intervals[found.start], found))
+                self._check_step(condition, *pairs[-1], event.drawn)
+                if found.stop - start in self.rungs:
+                    rows.append(self._error(condition, start, pairs, event.momenta, folder))
+                if found.stop == self._stop(start):
+                    have[start], rows, pairs = rows, [], []
+                    self._kept.save()
+        if len(have) < len(self.run.starts):
+            raise ReplayError("the training process ended early")
+
+    def _check_step(self, condition: Condition, recorded: Interval, found: Interval, drawn: str) -> None:
+        if not condition.honest:
+            return
+        if other := uncovered(found, recorded):
+            raise Uncovered(
+                f"step {found.start} with {condition.name}: other {other} than recorded. What a step is given depends "
+                f"on the platform, and no tolerance covers that; use rule exact. {SKIP}"
+            )
+        if condition.name == FLOAT64 and drawn != self._kept.drawn[found.stop]:
+            raise Uncovered("its steps draw other random numbers in that type")
+
+    def _error(
+        self, condition: Condition, start: int, pairs: list[tuple[Interval, Interval]], momenta: Momenta, folder: Path
+    ) -> Error:
+        recorded, found = pairs[-1]
+        path = folder / f"{found.stop:012d}.safetensors"
+        ends = Ends(
+            start=self.state(start),
+            recorded=self.state(found.stop),
+            replayed=Checkpoint.at(path),
+            step=found.stop,
+            losses=(_mean(one for one, _ in pairs), _mean(one for _, one in pairs)),
+            momenta=momenta,
+            equal=found.root == recorded.root,
+            name=condition.name,
+        )
+        try:
+            return (honest_error if condition.honest else forged_error)(ends, self._carrying)
+        finally:
+            path.unlink()
+
+    def _replay(
+        self, auditor: LocalAuditor, condition: Condition, starts: list[int], folder: Path
+    ) -> Iterator[Recorded]:
+        """Each step as it is taken again."""
+        if not starts:
+            return
+        genesis, order = self.run.genesis, None
+        if condition.order is not None:
+            order = folder / "order.bin"
+            windows = [(start, self._stop(start)) for start in starts]
+            write_order(order, genesis, self._seed, windows, condition.order)
+        saved = [start + rung for start in starts for rung in self.rungs if start + rung <= self._stop(start)]
+        unlike = Unlike(saved=saved, perturbed=condition.unlike.perturbed, factors=condition.unlike.factors)
+        seed = other_seed(self._seed) if condition.redrawn else self._seed
+        events = auditor.replay(
+            condition.profile, genesis.recipe.configuration, seed,
+            registered(genesis, self._secret), list(map(self._segment, starts)), seeds.salt_key(self._secret),
+            order=order, save=folder, unlike=unlike,
+        )  # fmt: skip
+        yield from self._steps_of(events, condition)
+
+    def _steps_of(self, events: Iterator[EventType], condition: Condition) -> Iterator[Recorded]:
+        total = (len(self._conditions) + 1) * self._length(self.run.starts)
+        before, done = self._told, 0
+        self._tell("measuring noise", before, total)
+        for event in events:
+            match event:
+                case Opened(step=step, root=root):
+                    if root != self._root(step):
+                        raise IntegrityError(
+                            f"{self.run.folder / checkpoint_path(step)} loads as another state than was recorded: "
+                            f"remove {self.run.folder} to train it anew"
+                        )
+                case Recorded():
+                    done += 1
+                    yield event
+                case Stepped(step=step):
+                    self._tell("measuring noise", before + step, total)
+                case Failed(message=message):
+                    raise ReplayError(
+                        f"taking steps again with {condition.name}: {message}. {SKIP}"
+                        if condition.profile != self.run.genesis.profile
+                        else message
+                    )
+        self._tell("measuring noise", before + done, total)
+
+    def _length(self, starts: Iterable[int]) -> int:
+        return sum(self._stop(start) - start for start in starts)
+
+    def _stop(self, start: int) -> int:
+        return min(start + self._most, self._steps)
+
+    def _segment(self, start: int) -> Segment:
+        return Segment(
+            start=start,
+            stop=self._stop(start),
+            checkpoint=str(self.run.folder / checkpoint_path(start)),  # not built again: other kernels may
+            counts=counts_after(self.log, self.run.genesis.spec, start),  # draw other first weights
+        )
+
+    def _root(self, step: int) -> StateRoot:
+        return root_after(self.log, self.run.genesis.spec, step)
+
+    @contextlib.contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """An empty folder beside the runs, so that states are moved and not copied."""
+        with tempfile.TemporaryDirectory(dir=self._states.parent, prefix="replay-") as made:
+            yield Path(made)
 
     def _name(self) -> Digest:
-        return genesis_digest(self._run.genesis)
+        return genesis_digest(self.run.genesis)
 
 
-def _following(perturbed: list[Perturbed]) -> Any:
-    return following(
-        *(max(float(getattr(one, name)) for one in perturbed) for name in ("relative", "absolute", "loss"))
-    )
-
-
-def _trained(entry: Entry) -> bool:
-    return entry.kind == "parameter"
-
-
-def _is_coarse(entry: Entry) -> bool:
-    return entry.dtype in FLOATING and entry.dtype not in HALF_ULP
+def _mean(intervals: Iterable[Interval]) -> float | None:
+    """Mean loss over steps that were not skipped."""
+    losses = [float(one.loss) for one in intervals if one.loss is not None]
+    return math.fsum(losses) / len(losses) if losses else None

@@ -21,12 +21,19 @@ def calibrate(
     runs: Annotated[
         int, typer.Option("--runs", "-n", metavar="N", min=2, help="Independent trainings, at least 2: pairs count.")
     ] = 3,
-    every: Annotated[
-        int,
-        typer.Option(
-            "--every", metavar="K", min=1, help="Steps of an interval, as in your proofs: noise grows with it."
-        ),
+    max_every: Annotated[
+        int, typer.Option("--max-every", metavar="K", min=1, help="Longest interval to measure, in steps.")
     ] = 10,
+    intervals: Annotated[
+        int | None,
+        typer.Option(
+            "--intervals",
+            metavar="N",
+            min=1,
+            help="From how many states to take steps again; more of them bound the rate of false rejections better.",
+            show_default="as many as cost half a run, at least 8",
+        ),
+    ] = None,
     runs_only: Annotated[
         bool, typer.Option("--runs-only", help="Only compare runs: measure no honest noise, recommend no limits.")
     ] = False,
@@ -50,10 +57,11 @@ def calibrate(
 ) -> int:
     """Train a recipe several times, and sign how far apart independent runs end, and what honest replays are off by.
 
-    A policy names the result: below that distance an error means something. Intervals of one run are taken again on
-    other platforms, which this machine gives by flags; the limits that follow are printed for a policy. Exit code 1:
-    measured, but noise and forgery cannot be told apart, so no limits are recommended. When it was interrupted, the
-    same command goes on: the runs are kept in FILE.runs until FILE is written.
+    A policy names the result: below that distance an error means something. Steps of one run are taken again on other
+    platforms, which this machine gives by flags, and with the smallest lies; the limits that follow, and the length of
+    intervals to record with, are printed. Exit code 1: measured, but honest and forged cannot be told apart at any
+    length, so no limits are recommended. When it was interrupted, the same command goes on: the runs are kept in
+    FILE.runs until FILE is written.
     """
     from pol import calibrator
     from pol.cli.proving import signer
@@ -69,14 +77,15 @@ def calibrate(
                 out,
                 key=signing,
                 runs=runs,
-                every=every,
+                max_every=max_every,
+                intervals=intervals,
                 settings=settings,
                 profile=Profile(threads=threads) if threads else None,
                 progress=tell,
                 noise=not runs_only,
             )
         except KeyboardInterrupt:
-            numbers = {"--runs": runs, "--every": every, "--threads": threads}
+            numbers = {"--runs": runs, "--max-every": max_every, "--intervals": intervals, "--threads": threads}
             words = ["pol", "calibrate", recipe, "--out", str(out)]
             words += [word for name, number in numbers.items() if number is not None for word in (name, str(number))]
             words += [word for pair in set_ or [] for word in ("--set", pair)]

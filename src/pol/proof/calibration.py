@@ -20,9 +20,10 @@ from pol.interval import FloatText
 from pol.merkle import Root
 from pol.profile import Platform, Profile
 from pol.proof.envelope import Envelope, parse_envelope
+from pol.proof.limiting import check_conclusion
 from pol.proof.noise import Noise, check_noise
 
-PAYLOAD_TYPE = "application/vnd.proof-of-learning.calibration.v1+json"
+PAYLOAD_TYPE = "application/vnd.proof-of-learning.calibration.v2+json"
 
 MAX_CALIBRATION = 64 * 2**20
 """Largest calibration: 64 MiB, room for the 10^5 named tensors of a very large model, as in a genesis."""
@@ -74,7 +75,7 @@ class CalibratedRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The signed content. Its digest, over the canonical payload, is what a policy names."""
 
-    format: Literal["pol/calibration/v1"] = "pol/calibration/v1"
+    format: Literal["pol/calibration/v2"] = "pol/calibration/v2"
     tool: Annotated[str, msgspec.Meta(max_length=64)]
     created: Time
     """A claim, compared with nothing."""
@@ -153,7 +154,8 @@ def check_calibration(calibration: Calibration, what: str) -> None:
         if not (found[1] <= found[0] and _at_most(found[0], mean) and _at_most(found[1], least)):
             raise FormatError(f"{where}: further apart than all parameters together, or a mean below the least")
     if calibration.noise is not None:
-        check_noise(calibration.noise, calibration.profile, calibration.steps, mean, f"{what}: noise")
+        check_noise(calibration.noise, calibration.profile, calibration.steps, f"{what}: noise")
+        check_conclusion(calibration.noise, mean, f"{what}: noise")
 
 
 def _checked(metrics: Metrics, where: str) -> dict[str, tuple[float, float, float]]:

@@ -113,9 +113,10 @@ class Driver:
         """
         if self._epochs is None:
             raise UsageError("loader() was called outside of `for epoch in run.epochs(n)`")
+        loader = loader_of(dataloader, self._frame.streams, self.attached.kept, batches)
         if self._frame.order is not None:
-            raise UsageError("loader() has an order of its own: no other one can be given")
-        return self._batches_of(loader_of(dataloader, self._frame.streams, self.attached.kept, batches))
+            loader.reorder(self._frame.order)
+        return self._batches_of(loader)
 
     def _batches_of(self, loader: Loader) -> Batches:
         if declared := self._declaration or self._frame.declaration:

@@ -33,7 +33,7 @@ from pol.messages import (
     TrustingReplay,
 )  # fmt: skip
 from pol.profile import Profile
-from pol.replay import compiling, hidden, probe, trial, trusting
+from pol.replay import compiling, hidden, perturbing, probe, trial, trusting
 from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
@@ -269,21 +269,23 @@ def _replay(job: Replay, emit: Emit) -> None:
             start=segment.start,
             last=last,
             batch_key=bytes.fromhex(registered.batch_key),
-            emit=partial(_replayed, emit, job.save),
+            emit=partial(_replayed, emit, job),
             salt_key=bytes.fromhex(job.salt_key),
             on_step=partial(_shifted, progress, done - segment.start),
         )
-        advance(entry.make, frame, position, None if segment.stop == last else segment.stop, observer)
+        stop, drive = None if segment.stop == last else segment.stop, perturbing.driver(job.perturbed, job.factors)
+        advance(entry.make, frame, position, stop, observer, drive)
         done += segment.stop - segment.start
     emit(Finished(undeclared=entry.undeclared()))
 
 
-def _replayed(
-    emit: Emit, folder: str | None, interval: Interval, state: State, samples: list[str], momenta: Momenta
-) -> None:
-    if folder is not None:
-        save_atomically(state, Path(folder) / checkpoint_name(interval.stop))
-    emit(Recorded(interval=interval, samples=samples, momenta=momenta))
+def _replayed(emit: Emit, job: Replay, interval: Interval, state: State, samples: list[str], momenta: Momenta) -> None:
+    drawn = ""
+    if job.save is not None:
+        if not job.saved or interval.stop in job.saved:
+            save_atomically(state, Path(job.save) / checkpoint_name(interval.stop))
+        drawn = content_digest(torch.get_rng_state()).hex()
+    emit(Recorded(interval=interval, samples=samples, momenta=momenta, drawn=drawn))
 
 
 def _shifted(progress: _Progress, by: int, step: int) -> None:

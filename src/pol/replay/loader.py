@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pol.errors import UsageError
 from pol.order import epoch_order, observed_order
 from pol.replay import randomness
 from pol.replay.data import Collate, Transform, default_collate
@@ -83,6 +84,14 @@ class Loader:
 
     def declared_as(self, order: Order) -> None:
         """How the run declares its order: a loader of a later epoch may have a narrower one."""
+
+    def reorder(self, order: Path) -> None:
+        """Take the order of a file instead of that of the seed.
+
+        Raises:
+            UsageError: the order does not follow from the seed.
+        """
+        raise UsageError("loader() has an order of its own: no other one can be given")
 
     def continue_from(self, other: Loader) -> None:
         """Keep what the loader of the epoch before has learned about the program."""

@@ -6,6 +6,7 @@ A ``DataLoader`` is taken apart: its dataset, its sampler and its collation deci
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -110,7 +111,15 @@ class SampledLoader(Loader):
     def declared_as(self, order: Order) -> None:
         """See ``Loader``: where indices are recorded, plain shuffling is one more sampler."""
         if order == "recorded":
+            if self._observed is not None:
+                super().reorder(self._observed)
             self.order = order
+
+    def reorder(self, order: Path) -> None:
+        """See ``Loader``; plain shuffling can have another order."""
+        if self.order != "derived":
+            super().reorder(order)
+        self._observed = order
 
     def indices(self, epoch: int, batch: int) -> list[int]:
         """Dataset indices of a batch."""
