@@ -247,8 +247,19 @@ def test_what_is_off_by_less_is_no_outlier():
     assert made.every is None
 
 
-def test_two_jumps_are_too_many():
-    both = {name: lambda start, _: seen(0.02 if start == 2 else 1e-5) for name in NAMES[:2]}
+def test_one_step_may_be_off_on_every_machine():
+    """As Adam's first is: it counts once, as verifiers count it."""
+    found = at(noise({name: lambda start, _: seen(0.02 if start == 0 else 1e-5) for name in NAMES}))
+    assert {one.start for one in found.outliers} == {0}
+    assert not found.refusals
+    assert found.intervals == Rate(1, 8)
+
+
+def test_jumps_in_two_places_are_too_many():
+    both = {
+        name: lambda start, _, at=at: seen(0.02 if start == at else 1e-5)
+        for name, at in zip(NAMES[:2], (2, 3), strict=True)
+    }
     made = noise(both)
     assert at(made).outliers == []
     assert made.every is None

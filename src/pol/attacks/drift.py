@@ -35,7 +35,7 @@ HUGE_DECAY = {"lr": 1e-6, "weight_decay": 2e6, "momentum": 0.0}
 """lr * weight_decay = 2: every honest step turns the weights over, whatever the gradient."""
 
 TURNS = 200
-"""Steps at least; 78 limits of 1 % of so large moves carried weights all the way (attack study, A19), here 134 nearly."""
+"""Steps at least: 78 limits of 1 % of so large moves carried weights all the way (attack study, A19), here some 140."""
 
 Move = Callable[[str, int, torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -44,10 +44,11 @@ ever smaller (attack study, section 8). The absolute one is what noise makes tig
 
 OUTLIER = 30.0
 """An error this many times the median of the others is one that a limit need not pass: on the digits a unit that
-changes sides is off a thousand times more than usual (docs/policies.md). Verifiers look for a branch there."""
+changes sides is off a thousand times more than usual (docs/policies.md), and in its first step Adam divides some
+gradients by rounding. Verifiers look for a branch there."""
 
 OUTLIERS = 0.01
-"""Largest share of replays that may be outliers, or one: half of what a policy lets branches explain."""
+"""Largest share of starts whose replays may be outliers, or one: half of what a policy lets branches explain."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,10 @@ def outliers(noise: Noise, number: int) -> set[tuple[str, int]]:
     if cheapest is None or not seen or _is_open(max(seen)[0], cheapest):
         return set()
     seen.sort(reverse=True)
-    most = max(1, math.floor(OUTLIERS * len(seen)))
-    for count in range(1, min(most, len(seen) - 1) + 1):
+    most = max(1, math.floor(OUTLIERS * len(noise.starts)))
+    for count in range(1, len(seen)):
+        if len({place for _, _, place in seen[:count]}) > most:
+            break
         rest = [share for share, *_ in seen[count:]]
         if seen[count - 1][0] > OUTLIER * statistics.median(rest) and _is_open(rest[0], cheapest):
             return {(name, place) for _, name, place in seen[:count]}
