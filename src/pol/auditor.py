@@ -86,8 +86,12 @@ class Auditor(Protocol):
         declared: int | None = None,
         order: Path | None = None,
         save: Path | None = None,
+        saved: list[int] | None = None,
     ) -> Iterator[EventType]:
-        """Take the steps of segments again, in the order of a file if there is one; ``save`` end states there."""
+        """Take the steps of segments again, in the order of a file if there is one.
+
+        The states after the steps ``saved``, or after every interval, are written into the folder ``save``.
+        """
 
     def trusting_replay(
         self,
@@ -207,13 +211,14 @@ class LocalAuditor:
         declared: int | None = None,
         order: Path | None = None,
         save: Path | None = None,
+        saved: list[int] | None = None,
     ) -> Iterator[EventType]:
         """See ``Auditor``."""
         program = self._program(profile, configuration, seed, declared)
         job = Replay(
             program=msgspec.structs.replace(program, order=None if order is None else str(order)),
             registered=registered, segments=segments, salt_key=salt_key.hex(),
-            save=None if save is None else str(save),
+            save=None if save is None else str(save), saved=saved,
         )  # fmt: skip
         with contextlib.closing(self._run(job)) as events:  # type: ignore[type-var]
             yield from events

@@ -100,7 +100,9 @@ class Replay(Job, frozen=True, kw_only=True):
     segments: list[Segment]
     salt_key: str
     save: str | None = None
-    """A folder for the end state of every interval, where the verifier compares more than digests."""
+    """A folder for the end states of intervals, where more than digests is asked for."""
+    saved: list[int] | None = None
+    """Steps after which the state is saved there; None: after every interval."""
 
 
 class TrustingReplay(Job, frozen=True, kw_only=True):

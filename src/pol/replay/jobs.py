@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -256,6 +256,7 @@ def _replay(job: Replay, emit: Emit) -> None:
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)
     last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
     progress = _Progress(emit)
+    saved = None if job.saved is None else frozenset(job.saved)
     done = 0
     for segment in job.segments:
         position = _position(segment)
@@ -266,7 +267,7 @@ def _replay(job: Replay, emit: Emit) -> None:
             start=segment.start,
             last=last,
             batch_key=bytes.fromhex(registered.batch_key),
-            emit=partial(_replayed, emit, job.save),
+            emit=partial(_replayed, emit, job.save, saved),
             salt_key=bytes.fromhex(job.salt_key),
             on_step=partial(_shifted, progress, done - segment.start),
         )
@@ -275,8 +276,10 @@ def _replay(job: Replay, emit: Emit) -> None:
     emit(Finished(undeclared=entry.undeclared()))
 
 
-def _replayed(emit: Emit, folder: str | None, interval: Interval, state: State, samples: list[str]) -> None:
-    if folder is not None:
+def _replayed(
+    emit: Emit, folder: str | None, saved: Collection[int] | None, interval: Interval, state: State, samples: list[str]
+) -> None:
+    if folder is not None and (saved is None or interval.stop in saved):
         save_atomically(state, Path(folder) / checkpoint_name(interval.stop))
     emit(Recorded(interval=interval, samples=samples))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pol import seeds
 from pol.digest import Digest
+from pol.exchange import Patience, SharedFolder
 from pol.proof.attestation import Journal, Statement, attestation_digest
 from pol.proof.challenge import Draws, Window
 from pol.proof.container import Placed
@@ -33,11 +34,11 @@ class Case:
     nonce: bytes
     progress: Callable[[str, int, int | None], None]
     start: Path | None = None
-    openings: ProofDirectory | None = None
-    asked: bytes = b""
-    """The nonce of the whole verification; that of a parent follows from it."""
-    depth: int = 0
-    """How many children there are: 0 for the proof that was named."""
+    openings: SharedFolder | None = None
+    patience: Patience = Patience()
+    """How long to wait for states that are asked for."""
+    child: Case | None = None
+    """The proof that starts from this one; None for the one that was named."""
     elements: frozenset[str] = frozenset()
     """Further files that the procedure's proofs may hold."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -47,7 +48,13 @@ class Case:
     parent_path: Path | None = None
     parent_report: Report | None = None
     """What came of it."""
+    request: Path | None = None
+    """Of the named proof: the request for states that is not answered yet."""
+    revealed: bool = False
+    """Of the named proof: whether somebody else may know the challenge by now."""
 
+    own: ProofDirectory = field(init=False)
+    """A folder of the verifier's own, for the states that it has taken over."""
     genesis_envelope: Envelope = field(init=False)
     genesis: Genesis = field(init=False)
     attestation_envelope: Envelope = field(init=False)
@@ -62,6 +69,11 @@ class Case:
     draws: Draws | None = None
     drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)
+
+    @property
+    def named(self) -> Case:
+        """The verification of the proof that was named, of which this may be one of a parent."""
+        return self if self.child is None else self.child.named
 
     @property
     def genesis_digest(self) -> Digest:
