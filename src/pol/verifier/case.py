@@ -35,7 +35,7 @@ class Case:
     progress: Callable[[str, int, int | None], None]
     start: Path | None = None
     openings: SharedFolder | None = None
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     """How long to wait for states that are asked for."""
     child: Case | None = None
     """The proof that starts from this one; None for the one that was named."""

@@ -53,6 +53,9 @@ def states(case: Case) -> Checks:
         waiting += [] if _take_over(case, step) else [step]
     if waiting and case.openings is not None:
         waiting = _await(case, case.openings, waiting)
+    if not waiting and case.openings is not None and not case.checkpoints.keys() >= set(wanted):
+        case.openings.remove(REQUEST)  # it is answered: the next one to be found there is another
+        case.named.request = None
     if waiting:
         yield unable("openings", _how_to_go_on(case, waiting))
 
@@ -63,8 +66,6 @@ def _await(case: Case, folder: SharedFolder, missing: list[int]) -> list[int]:
     waiting = missing
     for _ in case.patience.looks():
         if not (waiting := [step for step in waiting if not _take_over(case, step)]):
-            folder.remove(REQUEST)  # it is answered: the next one to be found there is another
-            case.named.request = None
             break
         phase = f"waiting for the prover, who is asked in {folder.path / REQUEST}"
         case.progress(phase, len(missing) - len(waiting), len(missing))
@@ -82,10 +83,11 @@ def _how_to_go_on(case: Case, missing: list[int]) -> str:
     what = f"{len(missing)} of the states that are compared {'is' if len(missing) == 1 else 'are'} not in the proof"
     if case.openings is None:
         return f"{what}: verify with --openings DIR, a folder in which the prover is asked for them (and --wait 10m)"
+    named = case.named
     return (
         f"{what}. The prover is asked in {case.openings.path / REQUEST}, and answers with: pol regenerate "
-        f"{case.store.path.name} --recipe … --out {case.openings.path}. Then go on with --nonce {case.named.nonce.hex()} "
-        f"--attestation {case.named.attestation_digest}: the prover may know this challenge, and no other proof will do"
+        f"{case.store.path.name} --recipe … --out {case.openings.path}. Then go on with --nonce {named.nonce.hex()} "
+        f"--attestation {named.attestation_digest}: the prover may know this challenge, so no other proof will do"
     )
 
 
@@ -97,11 +99,11 @@ def _take_over(case: Case, step: int) -> bool:
         return False
     where = name if kept else f"{name} in the openings"
     try:
-        read_entries(source, name)  # of half a file not even that much is copied
         with os.fdopen(source.open(name), "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > (most := _most_bytes(case)):
                 raise IntegrityError(f"{where}: larger than a state of this run could be ({most} bytes)")
+            read_entries(source, name)  # half a file is not even copied
             _copy(file, size, case.own.path / name)
         if not _is_recorded(case, step):
             raise IntegrityError(f"{where}: not the state that the log records after {step} steps")
