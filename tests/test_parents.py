@@ -275,7 +275,7 @@ def test_states_of_a_parent_are_opened_in_a_folder_of_their_own(tmp_path):
     for _ in range(2):  # first the parent's are asked for, then the child's
         asked = judged(seldom, parent, policy=policy, openings=openings)
         assert asked.verdict is Verdict.INCONCLUSIVE
-        name, folder = re.search(r"pol regenerate (\S+) --recipe … --out (\S+)\.", asked.reason()).groups()
+        name, folder = re.search(r"pol regenerate (\S+) --recipe … --out (\S+)\)", asked.reason()).groups()
         # The challenge of both follows from one nonce: with the parent's, the child's is known, too.
         assert f"--nonce {NONCE.hex()} --attestation {asked.attestation}" in asked.reason()
         assert asked.request == f"{folder}/request.json"

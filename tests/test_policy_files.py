@@ -59,7 +59,7 @@ def test_tolerance_has_all_its_clauses():
     found = load("tolerance")
     assert (found.rule, found.procedure, found.assurance) == ("tolerance", "eight-steps", EXACT.assurance)
     assert found.limits == Limits(relative=1e-3, absolute=3e-5, floor=4.0, drift=0.01, refute=0.5)
-    assert found.bounds == Bounds(learning_rate=10.0, rate_times_decay=0.1, momentum=0.9999, max_every=10, moved=True)
+    assert found.bounds == Bounds(learning_rate=10.0, rate_times_decay=0.1, momentum=0.9999, max_every=1, moved=True)
     assert (found.matmul, found.dtypes, found.challenge) == (("highest",), ("F32", "F64"), EXACT.challenge)
 
 

@@ -67,8 +67,9 @@ def _await(case: Case, folder: SharedFolder, missing: list[int]) -> list[int]:
     for _ in case.patience.looks():
         if not (waiting := [step for step in waiting if not _take_over(case, step)]):
             break
-        phase = f"waiting for the prover, who is asked in {folder.path / REQUEST}"
-        case.progress(phase, len(missing) - len(waiting), len(missing))
+        if case.patience.seconds > 0:
+            phase = f"waiting for the prover, who is asked in {folder.path / REQUEST}"
+            case.progress(phase, len(missing) - len(waiting), len(missing))
     return waiting
 
 
@@ -85,9 +86,9 @@ def _how_to_go_on(case: Case, missing: list[int]) -> str:
         return f"{what}: verify with --openings DIR, a folder in which the prover is asked for them (and --wait 10m)"
     named = case.named
     return (
-        f"{what}. The prover is asked in {case.openings.path / REQUEST}, and answers with: pol regenerate "
-        f"{case.store.path.name} --recipe … --out {case.openings.path}. Then go on with --nonce {named.nonce.hex()} "
-        f"--attestation {named.attestation_digest}: the prover may know this challenge, so no other proof will do"
+        f"{what}. They are asked for in {case.openings.path / REQUEST} (prover: pol regenerate {case.store.path.name} "
+        f"--recipe … --out {case.openings.path}). Then go on with --nonce {named.nonce.hex()} --attestation "
+        f"{named.attestation_digest}: the prover may know this challenge, so no other proof will do"
     )
 
 
