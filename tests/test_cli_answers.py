@@ -155,7 +155,19 @@ def test_a_plan_for_a_proof(seldom, capsys):
     assert (code, found["steps"], found["intervals"], found["windows"]) == (0, STEPS, 5, 3)
     assert found["replayed_share"] == 1
     code, out, _ = call(capsys, "plan", seldom, "--policy", "mine.toml", "--json")
-    assert (code, json.loads(out)["openings"]) == (0, 2)
+    found = json.loads(out)
+    assert (code, found["openings"], found["answered_steps"]) == (0, 2, 6)
+    state = (seldom / "checkpoints" / f"{6:012d}.safetensors").stat().st_size
+    assert found["opening_bytes"] == pytest.approx(2 * state, rel=0.2)  # the first is without momentum
+
+
+def test_a_plan_of_single_steps_for_people(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call(capsys, "plan", "--steps", 10_000, "--policy", "tolerance")
+    assert code == 0
+    assert "10,000 steps in 10,000 intervals, 1,000 windows between kept states" in " ".join(out.split())
+    assert re.search(r"Openings +\d+ states that are not kept: the prover takes [\d,]+ steps again", out)
+    assert re.search(r'Instead +with strategy = "uniform": \d+ states', out)
 
 
 def test_a_plan_for_people(capsys):

@@ -47,17 +47,20 @@ def plan(
     from pol.render import plan as rendered
 
     resumed: list[int] = []
+    state_bytes: int | None = None
     if proof is not None:
         summary, _ = output.read_summary(proof)
         if summary.claims is None:
             raise UsageError(f"{proof}: no genesis is signed yet, so there are no sizes: give --steps")
         claims = summary.claims
         resumed = [step // claims.every for step in (summary.journal.resumes if summary.journal else []) if step]
+        if summary.checkpoints:
+            state_bytes = summary.checkpoint_bytes // summary.checkpoints
         steps, every, keep = steps or claims.steps, every or claims.every, keep or claims.keep
     if steps is None:
         raise UsageError("give a proof, or --steps (and --every and --keep) of the run that you plan")
     demanded = policies.load(policy)
-    found = planned(demanded, steps, *lengths(demanded.rule, every, keep), resumed)
+    found = planned(demanded, steps, *lengths(demanded.rule, every, keep), resumed, state_bytes)
     if as_json:
         output.show_json(found)
     else:
