@@ -280,7 +280,8 @@ def _replayed(
     emit: Emit, folder: str | None, saved: Collection[int] | None, interval: Interval, state: State, samples: list[str]
 ) -> None:
     if folder is not None and (saved is None or interval.stop in saved):
-        save_atomically(state, Path(folder) / checkpoint_name(interval.stop))
+        # What is made of it is compared with digests, so after a crash of the machine nothing that is there is believed.
+        save_atomically(state, Path(folder) / checkpoint_name(interval.stop), lasting=False)
     emit(Recorded(interval=interval, samples=samples))
 
 
