@@ -280,7 +280,7 @@ def _replayed(
     emit: Emit, folder: str | None, saved: Collection[int] | None, interval: Interval, state: State, samples: list[str]
 ) -> None:
     if folder is not None and (saved is None or interval.stop in saved):
-        # What is made of it is compared with digests, so after a crash of the machine nothing that is there is believed.
+        # Not lasting: whatever comes of it is compared with a digest before anybody uses it.
         save_atomically(state, Path(folder) / checkpoint_name(interval.stop), lasting=False)
     emit(Recorded(interval=interval, samples=samples))
 
