@@ -237,7 +237,9 @@ def recordings(training: Training, folder: Path, sizes: list[int], forgeries: li
     for every in sizes:
         for rule in RULES:
             prover, path = SigningKey.generate(), folder / f"{training.name}-{every}-{rule}"
-            record(training.recipe, path, key=prover, every=every, settings=settings, profile=RECORDED, rule=rule)
+            record(
+                training.recipe, path, key=prover, every=every, keep=1, settings=settings, profile=RECORDED, rule=rule
+            )
             found.append(Recorded(training, settings, every, rule, None, path, None))
             for name in forgeries if training.forged and every in FORGERY_SIZES else []:
                 attack, out = REGISTRY[name], folder / f"{path.name}-{name}"

@@ -86,7 +86,10 @@ def main() -> None:
     for every in parser.parse_args().every:
         with tempfile.TemporaryDirectory() as folder:
             proof = Path(folder) / "proof"
-            record(RECIPE, proof, key=SigningKey.generate(), every=every, rule="tolerance", profile=Profile(threads=1))
+            record(
+                RECIPE, proof, key=SigningKey.generate(), every=every, keep=1, rule="tolerance",
+                profile=Profile(threads=1),
+            )  # fmt: skip
             for name, profile in PROFILES.items():
                 print(row(name, every, proof, profile), flush=True)
 

@@ -23,7 +23,7 @@ import pytest
 import typer
 
 import pol
-from factory import PLAIN, RECIPE, STEPS, factory
+from factory import EVERY, PLAIN, RECIPE, STEPS, factory
 from pol import canonical, policies, store
 from pol.cli import app, main, output
 from pol.cli import progress as progress_module
@@ -124,9 +124,9 @@ WRONG = {
     "no such recipe": (["verify", GOOD, "--recipe", "no.py:Recipe"], "no such file: no.py"),
     "no recipe": (["verify", GOOD], "a class Toy"),
     "no hexadecimal digits": (["verify", GOOD, "--recipe", RECIPE, "--nonce", "xyz"], "--nonce: expected 32 bytes"),
-    "no such openings": (
-        ["verify", GOOD, "-r", RECIPE, "--openings", "nodir"],
-        "--openings nodir: there is no such folder",
+    "openings in a file": (
+        ["verify", GOOD, "-r", RECIPE, "--openings", f"{GOOD}/log.jsonl"],
+        "log.jsonl: cannot make the folder",
     ),
     "half a beacon": (["record", RECIPE, "--out", "p", "--beacon", "00" * 16], "--beacon: expected 32 bytes"),
     "no digest": (["verify", GOOD, "--recipe", RECIPE, "--allow-file", "file"], "not a digest"),
@@ -465,7 +465,9 @@ def test_options_change_the_policy_that_is_named(ask, monkeypatch):
 
 def test_a_policy_demands_its_rule(ask):
     tolerant = factory().proof(rule="tolerance")
-    assert ask("verify", tolerant, "-r", RECIPE, "--policy", "tolerance")[1]["verdict"] == "ACCEPT"
+    Path("mine.toml").write_text(f'base = "tolerance"\nbounds.max_every = {EVERY}')
+    assert ask("verify", tolerant, "-r", RECIPE, "--policy", "mine.toml")[1]["verdict"] == "ACCEPT"
+    assert ask("verify", tolerant, "-r", RECIPE, "--policy", "tolerance")[1]["caught_by"] == 4  # for its long intervals
     assert ask("verify", tolerant, "-r", RECIPE)[1]["caught_by"] == 4
     assert ask("verify", *accepted(), "--policy", "tolerance")[1]["caught_by"] == 4
     assert ask("verify", *accepted(), "--policy", "exact-full")[1]["policy"] == "exact-full/4"
@@ -531,7 +533,7 @@ def test_a_beginning_and_the_command_that_checks_it(case, ask):
     pol.write_model(factory().proof(), "first.safetensors")
     code, made = ask("record", RECIPE, "--out", "proof", "--threads", "1", *words)
     assert code == 0
-    report = ask(*shlex.split(made["next"])[1:])[1]
+    report = checked(ask, made)
     assert (report["verdict"], report["assurance"]["level"]) == ("ACCEPT", level)
     assert ask("verify", "proof", "--recipe", RECIPE)[1]["verdict"] != "ACCEPT"
 
@@ -544,17 +546,30 @@ def test_a_beginning_goes_on_where_it_was_interrupted(case, at, call, ask, monke
     pol.write_model(factory().proof(), "first.safetensors")
     monkeypatch.setattr(Stopped, "at", at)
     monkeypatch.setattr("pol.prover.LocalProcess", Stopped)
-    code, _, err = call("record", RECIPE, "--out", "proof", "--threads", "1", "--every", "3", *words)
+    code, _, err = call("record", RECIPE, "--out", "proof", "--threads", "1", "--every", "1", *words)
     assert code == 130
     monkeypatch.setattr("pol.prover.LocalProcess", Here)
     code, made = ask(*shlex.split(err.splitlines()[-1])[1:])
     assert code == 0, made
-    assert ask(*shlex.split(made["next"])[1:])[1]["verdict"] == "ACCEPT"
+    assert checked(ask, made)["verdict"] == "ACCEPT"
+
+
+def checked(ask, made):
+    """The report of the command that a recording names, and of its repetition when the prover has answered it."""
+    command = shlex.split(made["next"])[1:]
+    code, report = ask(*command)
+    if "--openings" in command:
+        assert code == 2
+        folder = command[command.index("--openings") + 1]
+        assert report["request"] == str(Path(folder, "request.json").absolute())
+        assert ask("regenerate", "proof", "--recipe", RECIPE, "--out", folder)[0] == 0
+        code, report = ask(*command, "--nonce", report["nonce"], "--attestation", report["attestation"])
+    return report
 
 
 REFUSED = {
     "long intervals": (
-        RECIPE, ["--every", "12"], "an interval has 12 steps, it allows 10 (record with --every 10 or fewer)",
+        RECIPE, ["--every", "12"], "an interval has 12 steps, it allows 1 (record with --every 1)",
         '<file with base = "tolerance" and bounds.max_every = 12>',
     ),
     "half precision": (
@@ -583,7 +598,9 @@ def test_a_run_that_the_preset_refuses_is_said_to_be_one(case, call):
 
 def test_an_optimizer_that_the_preset_does_not_take_is_said_to_be_one(call):
     adam = PLAIN.replace("plain.py:Plain", "adam.py:Adam")
-    code, out, err = call("record", adam, "--out", "proof", "--threads", "1", "--every", "2", "--rule", "tolerance")
+    code, out, err = call(
+        "record", adam, "--out", "proof", "--threads", "1", "--every", "1", "--keep", "1", "--rule", "tolerance"
+    )
     assert code == 0
     assert "refuses this run: torch.optim.adam.Adam divides by moments that it keeps" in err
     command, _, policy = out.splitlines()[-1].strip().partition(" --policy ")
@@ -596,7 +613,7 @@ def test_an_optimizer_that_the_preset_does_not_take_is_said_to_be_one(call):
 
 
 def test_a_run_that_a_policy_takes_has_no_warning(call):
-    for rule, every in (("tolerance", 10), ("exact", 12)):
+    for rule, every in (("tolerance", 1), ("exact", 12)):
         words = ["record", RECIPE, "--out", rule, "--threads", "1", "--rule", rule, "--every", every]
         assert "warning" not in call(*words)[2]
 

@@ -2,17 +2,23 @@
 
 import json
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 
 from factory import EVERY, RECIPE, STEPS, factory, known_key, same_every_time
 from pol.cli import main
+from pol.cli.output import seconds
+from pol.exchange import Patience
 from pol.profile import Profile
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 
 TOLERANCE = """
 base = "tolerance"
+[bounds]
+max_every = 3
 [limits]
 drift = 0.5
 """
@@ -51,22 +57,86 @@ def call(capsys, *words):
 
 def test_the_whole_exchange(seldom, capsys):
     """Verifier: what do you need? Prover: here it is. Verifier: accepted, under the same nonce."""
-    asking = ("verify", seldom, "--recipe", RECIPE, "--policy", "mine.toml")
-    code, out, _ = call(capsys, *asking, "--json")
-    report = json.loads(out)
-    assert (code, report["verdict"]) == (2, "INCONCLUSIVE")
-    steps = re.search(r"--steps ([\d,]+)", report["reason"])[1]
-    assert steps == "3,9"
-    assert f"--nonce {report['nonce']}" in report["reason"]
-    code, out, _ = call(capsys, "regenerate", seldom, "--recipe", RECIPE, "--steps", steps, "--out", "openings")
-    assert (code, out) == (0, "2 states in openings, for the verifier: pol verify … --openings openings\n")
-    code, out, _ = call(capsys, *asking, "--openings", "openings", "--nonce", report["nonce"])
+    asking = ("verify", seldom, "--recipe", RECIPE, "--policy", "mine.toml", "--openings", "my openings", "--top", 2)
+    code, out, _ = call(capsys, *asking)
+    assert code == 2
+    words = shlex.split(out.splitlines()[-1])
+    assert words[:2] == ["pol", "verify"]
+    assert "When the prover has answered, go on with:" in out
+    code, out, _ = call(capsys, "regenerate", seldom, "--recipe", RECIPE, "--out", "my openings")
+    assert (code, out.partition(":")[0]) == (0, "2 states in my openings")
+    code, out, _ = call(capsys, *words[1:])
     assert code == 0, out
     assert "ACCEPT" in out
-    code, out, _ = call(
-        capsys, "regenerate", seldom, "--recipe", RECIPE, "--steps", steps, "--out", "openings", "--json"
-    )
+    assert "go on with" not in out
+    answer = ("regenerate", seldom, "--recipe", RECIPE, "--out", "my openings")
+    code, out, _ = call(capsys, *answer, "--steps", "3,9", "--json")
     assert (code, len(json.loads(out)["files"])) == (0, 2)  # they are there: nothing is taken again
+    code, _, err = call(capsys, *answer)
+    assert (code, "nobody asks there" in err) == (3, True)  # any more
+
+
+def test_the_command_to_go_on_with_is_the_one_that_was_given(seldom, capsys):
+    """With all of its options, and the challenge that the prover may know."""
+    given = ["--policy", "mine.toml", "--openings", "o", "--uniform", "3", "--strategy", "mix", "--set", "lr=0.1"]
+    given += ["--wait", "0s", "--key", str(known_key_file()), "--allow-constants", "any"]
+    code, out, _ = call(capsys, "verify", seldom, "--recipe", RECIPE, *given, "--json")
+    report = json.loads(out)
+    assert (code, report["request"]) == (2, str(Path("o/request.json").absolute()))
+    code, out, _ = call(capsys, "verify", seldom, "--recipe", RECIPE, *given, "--nonce", report["nonce"])
+    words = shlex.split(out.splitlines()[-1])
+    assert words[:3] == ["pol", "verify", str(seldom)]
+    expected = ["--recipe", RECIPE, *given, "--nonce", report["nonce"], "--attestation", report["attestation"]]
+    assert sorted(words[3:]) == sorted(expected)
+
+
+def known_key_file():
+    path = Path("key.pem").absolute()
+    if not path.exists():
+        known_key(1).save(path)
+    return path.with_name("key.pem.pub")
+
+
+def test_interrupted_while_it_waits(seldom, capsys, monkeypatch):
+    def looks(patience):
+        assert patience.seconds == 600
+        yield
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Patience, "looks", looks)
+    code, _, err = call(
+        capsys, "verify", seldom, "--recipe", RECIPE, "--policy", "mine.toml", "--openings", "o", "--wait", "10m"
+    )
+    assert code == 130
+    words = shlex.split(err.splitlines()[-1])
+    assert {"--attestation", "--wait", "--openings"} < set(words)
+    assert len(words[words.index("--nonce") + 1]) == 64
+    assert "pol: waiting for the prover, who is asked in " in err
+    code, _, err = call(capsys, "regenerate", seldom, "--recipe", RECIPE, "--out", "other", "--wait", "10m")
+    assert (code, "pol: waiting for a verifier to ask in " in err) == (130, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("verify", ["--wait", "10m"], "name it with --openings DIR"),
+        ("verify", ["--openings", "o", "--wait", "soon"], "--wait soon: write a time like 90s, 10m or 2h"),
+        ("verify", ["--openings", "o", "--wait", "-1"], "write a time"),
+        ("verify", ["--openings", "o", "--wait", "inf"], "write a time"),
+        ("regenerate", ["--out", "o", "--wait", "1d"], "write a time"),
+        ("regenerate", ["--out", "o", "--wait", "1m", "--steps", "3"], "give one of the two"),
+        ("regenerate", ["--out", "o"], "nobody asks there"),
+    ],
+)
+def test_what_cannot_be_waited_for(seldom, capsys, command, words, message):
+    code, _, err = call(capsys, command, seldom, "--recipe", RECIPE, *words)
+    assert code == 3
+    assert message in err
+
+
+@pytest.mark.parametrize(("text", "found"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("7", 7), ("0", 0), (None, 0)])
+def test_times(text, found):
+    assert seconds(text, "--wait") == found
 
 
 @pytest.mark.parametrize(
@@ -85,7 +155,19 @@ def test_a_plan_for_a_proof(seldom, capsys):
     assert (code, found["steps"], found["intervals"], found["windows"]) == (0, STEPS, 5, 3)
     assert found["replayed_share"] == 1
     code, out, _ = call(capsys, "plan", seldom, "--policy", "mine.toml", "--json")
-    assert (code, json.loads(out)["openings"]) == (0, 2)
+    found = json.loads(out)
+    assert (code, found["openings"], found["answered_steps"]) == (0, 2, 6)
+    state = (seldom / "checkpoints" / f"{6:012d}.safetensors").stat().st_size
+    assert found["opening_bytes"] == pytest.approx(2 * state, rel=0.2)  # the first is without momentum
+
+
+def test_a_plan_of_single_steps_for_people(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = call(capsys, "plan", "--steps", 10_000, "--policy", "tolerance")
+    assert code == 0
+    assert "10,000 steps in 10,000 intervals, 1,000 windows between kept states" in " ".join(out.split())
+    assert re.search(r"Openings +\d+ states that are not kept: the prover takes [\d,]+ steps again", out)
+    assert re.search(r'Instead +with strategy = "uniform": \d+ states', out)
 
 
 def test_a_plan_for_people(capsys):

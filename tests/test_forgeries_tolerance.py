@@ -320,7 +320,8 @@ def test_weights_that_a_rate_of_almost_nothing_does_not_change_are_honest(tmp_pa
     (tmp_path / "plain.py").write_text(Path(PLAIN.rpartition(":")[0]).read_text())
     (tmp_path / "small.py").write_text(SMALL)
     recipe, out = f"{tmp_path / 'small.py'}:Small", tmp_path / "proof"
-    record(recipe, out, key=known_key(1), every=1, profile=Profile(threads=1), executor=InProcess(), rule="tolerance")
+    options = {"every": 1, "keep": 1, "profile": Profile(threads=1), "executor": InProcess()}
+    record(recipe, out, key=known_key(1), rule="tolerance", **options)
     assert distance(weights(out, STEPS - 1), weights(out)) == 0
     report = check(out, recipe, policy=TOLERANCE)
     assert report.verdict is Verdict.ACCEPT, report.reason()

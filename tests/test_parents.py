@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -270,16 +271,19 @@ def test_states_of_a_parent_are_opened_in_a_folder_of_their_own(tmp_path):
     parent = run("seldom", **tolerant)
     seldom = run("seldom-child", parent=parent, **tolerant)
     policy = Policy(name="t", rule="tolerance", limits=Limits(relative=1e-3, absolute=1e-4))
-    openings = tmp_path / "DIR"
-    openings.mkdir()
+    openings, times = tmp_path / "DIR", []
     for _ in range(2):  # first the parent's are asked for, then the child's
         asked = judged(seldom, parent, policy=policy, openings=openings)
         assert asked.verdict is Verdict.INCONCLUSIVE
-        name, steps, folder = re.search(r"pol regenerate (\S+) … --steps (\S+) --out (\S+)\)", asked.reason()).groups()
-        assert f"--nonce {NONCE.hex()}" in asked.reason()
+        name, folder = re.search(r"pol regenerate (\S+) --recipe … --out (\S+)\)", asked.reason()).groups()
+        # The challenge of both follows from one nonce: with the parent's, the child's is known, too.
+        assert f"--nonce {NONCE.hex()} --attestation {asked.attestation}" in asked.reason()
+        assert asked.request == f"{folder}/request.json"
         with LocalAuditor(RECIPE, executor=InProcess()) as auditor:
-            wanted = [int(step) for step in steps.split(",")]
-            regenerate(factory().folder / name, tmp_path / folder, recipe=RECIPE, steps=wanted, auditor=auditor)
-    report = judged(seldom, parent, policy=policy, openings=openings)
+            regenerate(factory().folder / name, folder, recipe=RECIPE, auditor=auditor)
+        times.append(Path(folder))
+    assert times == [openings / "parent", openings]
+    pinned = msgspec.structs.replace(policy, attestation=asked.attestation)
+    report = judged(seldom, parent, policy=pinned, openings=openings)
     assert report.verdict is Verdict.ACCEPT, report.reason()
     assert (openings / "parent" / "checkpoints").is_dir()

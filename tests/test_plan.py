@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from factory import check, factory
 from pol.errors import UsageError
 from pol.proof.challenge import Window, draw, spans
-from pol.proof.plan import Detection, detection, equal_windows, plan
+from pol.proof.plan import Cost, Detection, detection, equal_windows, plan
 from pol.proof.policy import EXACT, Challenge, Limits, Policy
 from pol.proof.report import Verdict
 
@@ -196,10 +196,12 @@ def test_steps_are_counted_to_the_end_of_the_run():
     assert plan(EXACT, 1, 100, 100).replayed_steps == 1
 
 
+TOLERANT = Policy(rule="tolerance", limits=Limits(relative=1.0, absolute=1.0))
+
+
 def test_tolerance_needs_openings():
-    policy = Policy(rule="tolerance", limits=Limits(relative=1.0, absolute=1.0))
-    assert plan(policy, 360, 10, 1).openings == 0
-    assert plan(policy, 360, 10, 4).openings == 27  # of 37 states, 10 are kept
+    assert plan(TOLERANT, 360, 10, 1).openings == 0
+    assert plan(TOLERANT, 360, 10, 4).openings == 27  # of 37 states, 10 are kept
     assert plan(EXACT, 360, 10, 4).openings == 0
 
 
@@ -218,6 +220,30 @@ def test_what_screens_may_add_counts_as_further_windows(every, keep):
         assert after.forged_95 == before.forged_95
     alone = Policy(challenge=Challenge(strategy="uniform", uniform=3))
     assert plan(alone, 4000, 10, 1).replayed_steps == plan(Policy(challenge=few), 4000, 10, 1).replayed_steps
+
+
+def test_what_an_answer_costs():
+    found = plan(TOLERANT, 36, 1, 10, state_bytes=1000)  # windows of 10, 10, 10 and 6
+    assert (found.openings, found.answered_steps, found.opening_bytes) == (32, 9 + 9 + 9 + 5, 32_000)
+    assert (found.replayed_steps, found.uniform) == (36, None)  # uniform draws would be all, too
+    assert plan(TOLERANT, 36, 1, 10).opening_bytes is None
+    found = plan(EXACT, 36, 1, 10, state_bytes=1000)
+    assert (found.openings, found.answered_steps, found.opening_bytes, found.uniform) == (0, 0, 0, None)
+    assert plan(TOLERANT, 7, 5, 3).answered_steps == 5
+    assert plan(TOLERANT, 25, 3, 4).answered_steps == 9 + 9  # boundaries 3, 6, 9 and 15, 18, 21; 24 is kept
+
+
+def test_what_single_draws_cost():
+    policy = msgspec.structs.replace(TOLERANT, challenge=Challenge(strategy="uniform", uniform=0))
+    found = plan(policy, 10_000, 1, 10)
+    assert (found.openings, found.answered_steps, found.replayed_steps) == (9 + 9 + 1, 9 + 9 + 9, 10 + 10 + 1)
+    mixed = plan(TOLERANT, 10_000, 1, 10)
+    assert mixed.uniform.openings < mixed.openings / 4
+    single = msgspec.structs.replace(TOLERANT, challenge=Challenge(strategy="uniform"))
+    assert mixed.uniform == Cost(
+        **{name: getattr(plan(single, 10_000, 1, 10), name) for name in Cost.__struct_fields__}
+    )
+    assert plan(single, 10_000, 1, 10).uniform is None
 
 
 def test_a_budget_that_does_not_do():

@@ -62,6 +62,7 @@ def test_tolerance_has_all_its_clauses():
     off = {name for name in Bounds.__struct_fields__ if getattr(found.bounds, name) == getattr(Bounds(), name)}
     assert off == {"min_steps", "min_epochs"}  # for a verifier to say
     assert (found.bounds.learning_rate, found.bounds.rate_times_decay, found.bounds.momentum) == (10.0, 0.1, 0.9999)
+    assert found.bounds.max_every == 1
     assert (found.matmul, found.dtypes, found.challenge) == (("highest",), ("F32", "F64"), EXACT.challenge)
 
 

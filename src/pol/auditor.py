@@ -45,7 +45,6 @@ from pol.replay.sources import local_sources
 class Unlike:
     """What a calibration wants otherwise of a replay; see ``messages.Replay``. A verifier wants nothing of it."""
 
-    saved: list[int] = field(default_factory=list)
     perturbed: Literal["float64", "split"] | None = None
     factors: dict[str, float] = field(default_factory=dict)
 
@@ -103,9 +102,13 @@ class Auditor(Protocol):
         declared: int | None = None,
         order: Path | None = None,
         save: Path | None = None,
+        saved: list[int] | None = None,
         unlike: Unlike | None = None,
     ) -> Iterator[EventType]:
-        """Take the steps of segments again, in the order of a file if there is one; ``save`` end states there."""
+        """Take the steps of segments again, in the order of a file if there is one.
+
+        The states after the steps ``saved``, or after every interval, are written into the folder ``save``.
+        """
 
     def trusting_replay(
         self,
@@ -232,6 +235,7 @@ class LocalAuditor:
         declared: int | None = None,
         order: Path | None = None,
         save: Path | None = None,
+        saved: list[int] | None = None,
         unlike: Unlike | None = None,
     ) -> Iterator[EventType]:
         """See ``Auditor``."""
@@ -239,8 +243,7 @@ class LocalAuditor:
         job = Replay(
             program=msgspec.structs.replace(program, order=None if order is None else str(order)),
             registered=registered, segments=segments, salt_key=salt_key.hex(),
-            save=None if save is None else str(save), saved=other.saved, perturbed=other.perturbed,
-            factors=other.factors,
+            save=None if save is None else str(save), saved=saved, perturbed=other.perturbed, factors=other.factors,
         )  # fmt: skip
         with contextlib.closing(self._run(job)) as events:  # type: ignore[type-var]
             yield from events

@@ -15,6 +15,10 @@ class FormatError(PolError):
     """Bytes that do not parse: malformed, wrong version, not canonical, or over a limit."""
 
 
+class Incomplete(FormatError):
+    """A file that is not there, or ends before it says that it does: the rest may still come."""
+
+
 class IntegrityError(PolError):
     """A digest, root or opening does not match the bytes that it names."""
 

@@ -108,9 +108,9 @@ class Replay(Job, frozen=True, kw_only=True):
     segments: list[Segment]
     salt_key: str
     save: str | None = None
-    """A folder for the end state of every interval, where the verifier compares more than digests."""
-    saved: list[int] = []
-    """Steps after which states are saved; empty: after every interval."""
+    """A folder for the end states of intervals, where more than digests is asked for."""
+    saved: list[int] | None = None
+    """Steps after which the state is saved there; None: after every interval."""
     perturbed: Literal["float64", "split"] | None = None
     """Of a calibration: the same steps in float64, or every batch in two halves."""
     factors: dict[str, float] = {}

@@ -26,7 +26,7 @@ def recipes(file):
 def train(recipe, out, **options):
     """Record in this process."""
     return record(recipe, out, **{
-        "key": KEY, "every": 1, "profile": Profile(threads=1), "executor": InProcess(), **options,
+        "key": KEY, "every": 1, "keep": 1, "profile": Profile(threads=1), "executor": InProcess(), **options,
     })  # fmt: skip
 
 

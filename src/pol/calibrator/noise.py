@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pol import canonical, seeds
-from pol.auditor import LocalAuditor, Unlike
+from pol.auditor import LocalAuditor
 from pol.calibrator.conditions import Condition, conditions, other_seed, write_order
 from pol.calibrator.deviation import SKIP, Ends, Error, Uncovered, forged_error, honest_error, uncovered
 from pol.calibrator.memory import Memory
@@ -204,12 +204,11 @@ class NoiseMeter:
             windows = [(start, self._stop(start)) for start in starts]
             write_order(order, genesis, self._seed, windows, condition.order)
         saved = [start + rung for start in starts for rung in self.rungs if start + rung <= self._stop(start)]
-        unlike = Unlike(saved=saved, perturbed=condition.unlike.perturbed, factors=condition.unlike.factors)
         seed = other_seed(self._seed) if condition.redrawn else self._seed
         events = auditor.replay(
             condition.profile, genesis.recipe.configuration, seed,
             registered(genesis, self._secret), list(map(self._segment, starts)), seeds.salt_key(self._secret),
-            order=order, save=folder, unlike=unlike,
+            order=order, save=folder, saved=saved, unlike=condition.unlike,
         )  # fmt: skip
         yield from self._steps_of(events, condition)
 

@@ -41,7 +41,8 @@ def refused(out: Path) -> Refused | None:
         why.append(f"parameters are {', '.join(others)}")
     if most is not None and spec.every > most:
         clauses.append(f"bounds.max_every = {spec.every}")
-        why.append(f"an interval has {spec.every} steps, it allows {most} (record with --every {most} or fewer)")
+        fewer = "" if most == 1 else " or fewer"
+        why.append(f"an interval has {spec.every} steps, it allows {most} (record with --every {most}{fewer})")
     taken = preset.limits.optimizers if preset.limits else ()
     types = sorted({part.type for part in spec.declaration.parts if part.kind == "optimizer"} - set(taken))
     if types:

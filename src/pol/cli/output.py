@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,31 @@ def hex32(text: str | None, option: str) -> bytes | None:
     if not re.fullmatch("[0-9a-fA-F]{64}", text):
         raise UsageError(f"{option}: expected 32 bytes, as 64 hexadecimal digits")
     return bytes.fromhex(text)
+
+
+def seconds(text: str | None, option: str) -> float:
+    """A time to wait: ``90s``, ``10m``, ``2h``, or seconds without a unit; none is 0."""
+    if text is None:
+        return 0.0
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
+    if match is None:
+        raise UsageError(f"{option} {text}: write a time like 90s, 10m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def again(context: typer.Context, **changed: object) -> str:
+    """The command line that was given, with some options ``changed`` or added."""
+    words = ["pol", str(context.info_name)]
+    for parameter in context.command.params:
+        value = changed.get(str(parameter.name), context.params.get(str(parameter.name)))
+        if parameter.param_type_name == "argument":
+            words.append(str(value))
+        elif value is True:
+            words.append(parameter.opts[0])
+        elif value != parameter.default and value is not False:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [] if one is None else [parameter.opts[0], str(one)]
+    return shlex.join(words)
 
 
 def read_summary(path: Path) -> tuple[Summary, str | None]:

@@ -23,14 +23,15 @@ def plan(
     every: Annotated[
         int | None,
         typer.Option(
-            "--every", metavar="K", min=1, help="Steps of an interval.", show_default="the proof's, or 10"
+            "--every", metavar="K", min=1, help="Steps of an interval.",
+            show_default="the proof's, or that of `pol record`",
         ),
     ] = None,
     keep: Annotated[
         int | None,
         typer.Option(
             "--keep", metavar="N", min=1, help="Every how many intervals the state is kept.",
-            show_default="the proof's, or 1",
+            show_default="the proof's, or that of `pol record`",
         ),
     ] = None,
     as_json: Json = False,
@@ -41,20 +42,25 @@ def plan(
     forger who knows the policy and forges where only chance looks.
     """
     from pol import policies
+    from pol.proof.genesis import lengths
     from pol.proof.plan import plan as planned
     from pol.render import plan as rendered
 
     resumed: list[int] = []
+    state_bytes: int | None = None
     if proof is not None:
         summary, _ = output.read_summary(proof)
         if summary.claims is None:
             raise UsageError(f"{proof}: no genesis is signed yet, so there are no sizes: give --steps")
         claims = summary.claims
         resumed = [step // claims.every for step in (summary.journal.resumes if summary.journal else []) if step]
+        if summary.checkpoints:
+            state_bytes = summary.checkpoint_bytes // summary.checkpoints
         steps, every, keep = steps or claims.steps, every or claims.every, keep or claims.keep
     if steps is None:
         raise UsageError("give a proof, or --steps (and --every and --keep) of the run that you plan")
-    found = planned(policies.load(policy), steps, every or 10, keep or 1, resumed)
+    demanded = policies.load(policy)
+    found = planned(demanded, steps, *lengths(demanded.rule, every, keep), resumed, state_bytes)
     if as_json:
         output.show_json(found)
     else:

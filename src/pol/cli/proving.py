@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pol.keys import SigningKey
     from pol.proof.summary import Claims, Summary
 
-EVERY, KEEP = 10, 1
-
 
 def default_key_path() -> Path:
     """Where the key is that signs when none is named."""
@@ -55,12 +53,18 @@ def record(
     ],
     every: Annotated[
         int | None,
-        typer.Option("--every", metavar="K", min=1, help="k: steps of an interval.", show_default=str(EVERY)),
+        typer.Option(
+            "--every", metavar="K", min=1, help="k: steps of an interval.", show_default="10; 1 with --rule tolerance"
+        ),
     ] = None,
     keep: Annotated[
         int | None,
         typer.Option(
-            "--keep", metavar="K", min=1, help="K: keep the state after every K-th interval.", show_default=str(KEEP)
+            "--keep",
+            metavar="K",
+            min=1,
+            help="K: keep the state after every K-th interval.",
+            show_default="1; 10 with --rule tolerance and k = 1",
         ),
     ] = None,
     set_: Annotated[
@@ -170,8 +174,8 @@ def record(
                 recipe,
                 out,
                 key=own,
-                every=every or (claims.every if claims else EVERY),
-                keep=keep or (claims.keep if claims else KEEP),
+                every=every or (claims.every if claims else None),
+                keep=keep or (claims.keep if claims else None),
                 beacon=nonce,
                 resume=resume,
                 settings=settings,
@@ -261,5 +265,7 @@ def _check(recipe: str, out: Path, model: Path | None, beginning: Beginning, sum
     tolerant = summary.claims is not None and summary.claims.rule == "tolerance"
     objection = refused(out)
     policy = ["--policy", "tolerance"] if tolerant and not objection else []
+    if tolerant and summary.claims and summary.claims.keep > 1:  # states will be asked for
+        policy += ["--openings", str(out.with_name(f"{out.name}-openings"))]
     words = ["pol", "verify", str(out), "--recipe", recipe, *policy, *beginning.demands(summary), *released, *beacon]
     return " ".join([shlex.join(words), *([f"--policy <{objection.policy}>"] if objection else [])])

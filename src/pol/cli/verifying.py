@@ -22,6 +22,7 @@ EXIT_CODES = {"ACCEPT": 0, "REJECT": 1, "INCONCLUSIVE": 2}
 
 
 def verify(
+    context: typer.Context,
     proof: Annotated[Path, typer.Argument(help="The proof directory.", show_default=False)],
     recipe: Annotated[
         str | None,
@@ -88,7 +89,17 @@ def verify(
     ] = None,
     openings: Annotated[
         Path | None,
-        typer.Option("--openings", metavar="DIR", help="States that the prover took again (`pol regenerate`)."),
+        typer.Option(
+            "--openings",
+            metavar="DIR",
+            help="A folder shared with the prover, who is asked there for states that the proof does not hold.",
+        ),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(
+            "--wait", metavar="TIME", help="How long to wait for these states: 90s, 10m, 2h.", show_default="no"
+        ),
     ] = None,
     assurance: Annotated[
         Literal["observed", "seed-declared", "self-seeded", "verifier-seeded"] | None,
@@ -159,8 +170,9 @@ def verify(
 
     if recipe is None:
         raise UsageError(_recipe_missing(proof))
-    if openings is not None and not openings.is_dir():
-        raise UsageError(f"--openings {openings}: there is no such folder (`pol regenerate --out` makes one)")
+    if wait is not None and openings is None:
+        raise UsageError("--wait is for states that the prover is asked for in a folder: name it with --openings DIR")
+    patience = output.seconds(wait, "--wait")
     parents, theirs = parent or [], list[str | None](parent_recipe or [])
     if len(theirs) not in (0, len(parents)):
         raise UsageError(f"{len(theirs)} --parent-recipe for {len(parents)} --parent: give one for each, or none")
@@ -184,14 +196,24 @@ def verify(
     demanded = _changed(demanded, {**given, "challenge": _changed(demanded.challenge, draws)})
     drawn, settings = output.hex32(nonce, "--nonce"), output.settings(set_)
     with progress() as tell:
-        report = verifier.verify(
-            proof, recipe=recipe, policy=demanded, nonce=drawn, model=model, start=start, openings=openings,
-            parents=list(zip(parents, theirs or [None] * len(parents), strict=True)), settings=settings, progress=tell,
-        )  # fmt: skip
+        try:
+            report = verifier.verify(
+                proof, recipe=recipe, policy=demanded, nonce=drawn, model=model, start=start, openings=openings,
+                wait=patience, parents=list(zip(parents, theirs or [None] * len(parents), strict=True)),
+                settings=settings, progress=tell,
+            )  # fmt: skip
+        except verifier.StoppedWaiting as stopped:
+            command = output.again(context, nonce=stopped.nonce, attestation=stopped.attestation)
+            raise output.Interrupted(
+                f"Interrupted. The challenge may be known by now; go on with:\n  {command}"
+            ) from None
     if as_json:
         output.show_json(json_form.report(report))
-    else:
-        output.show(lambda console: terminal.report(console, report))
+        return EXIT_CODES[report.verdict]
+    output.show(lambda console: terminal.report(console, report))
+    if report.request is not None:
+        command = output.again(context, nonce=report.nonce, attestation=report.attestation)
+        output.write(f"\nWhen the prover has answered, go on with:\n  {command}\n")
     return EXIT_CODES[report.verdict]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from pol.errors import FormatError
+from pol.errors import FormatError, Incomplete
 from pol.statetree import DTYPES, MAX_ENTRIES, Entry
 
 MAX_HEADER = 100_000_000
@@ -33,11 +33,12 @@ def header_length(prefix: bytes, file_size: int, what: str) -> int:
     """Length of the JSON header, from the first 8 bytes.
 
     Raises:
-        FormatError: the file is too short, or the header larger than the file or the limit.
+        FormatError: the file is too short (``Incomplete``), or the header larger than the limit.
     """
     length = int.from_bytes(prefix[:8], "little")
     if len(prefix) < 8 or length > min(MAX_HEADER, file_size - 8):
-        raise FormatError(f"{what}: a header of {length} bytes does not fit ({file_size} bytes, limit {MAX_HEADER})")
+        kind = Incomplete if len(prefix) < 8 or length <= MAX_HEADER else FormatError
+        raise kind(f"{what}: a header of {length} bytes does not fit ({file_size} bytes, limit {MAX_HEADER})")
     return length
 
 
@@ -47,7 +48,7 @@ def parse_header(header: bytes, file_size: int, what: str, *, header_size: int |
     ``header_size`` is that of the header in the file, where ``header`` is not the same bytes.
 
     Raises:
-        FormatError: names the file and the entry.
+        FormatError: names the file and the entry; ``Incomplete`` where nothing is wrong but that bytes are missing.
     """
     try:
         slots = msgspec.json.decode(header.rstrip(b" "), type=dict[str, _Slot], strict=True)
@@ -78,6 +79,7 @@ def parse_header(header: bytes, file_size: int, what: str, *, header_size: int |
         position = slot_.end
     if position != file_size:
         difference = file_size - position
-        how = f"{difference} bytes belong to no entry" if difference > 0 else f"{-difference} bytes are missing"
-        raise FormatError(f"{what}: {how}")
+        if difference < 0:
+            raise Incomplete(f"{what}: {-difference} bytes are missing")
+        raise FormatError(f"{what}: {difference} bytes belong to no entry")
     return placed

@@ -26,6 +26,9 @@ CONTROL_STEPS = 3
 """Steps of the control run, or all if the training has fewer: the third uses optimizer state and moved buffers."""
 
 
+Rule = Literal["exact", "tolerance"]
+
+
 class RecipeIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which code trains, and with which constructor arguments (tagged values)."""
 
@@ -55,7 +58,7 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     keep: Positive
     """K: every K-th checkpoint is in the proof, beside the first and the last."""
     stop: Literal["steps"] = "steps"
-    rule: Literal["exact", "tolerance"] = "exact"
+    rule: Rule = "exact"
     """How replayed states are compared with recorded ones: equal bits, or within the verifier's limits."""
     release: Release | None
 
@@ -168,6 +171,18 @@ def boundaries(spec: Spec) -> list[int]:
 def kept(spec: Spec) -> list[int]:
     """The steps whose checkpoint is in the proof: the first, every K-th, the last."""
     return [*range(0, spec.steps, spec.every * spec.keep), spec.steps]
+
+
+def lengths(rule: Rule, every: int | None, keep: int | None) -> tuple[int, int]:
+    """The lengths k and K, where somebody leaves them open.
+
+    Rule exact: ten steps of an interval, all of whose ends are kept. Rule tolerance: digest every step, keep seldom. A
+    single step separates honest noise of another platform from the smallest cheat by 3 to 4 orders of magnitude, ten
+    steps by one (measured baseline, C); a state every ten steps is what rule exact keeps.
+    """
+    every = every if every is not None else 1 if rule == "tolerance" else 10
+    keep = keep if keep is not None else 10 if rule == "tolerance" and every == 1 else 1
+    return every, keep
 
 
 def registered(genesis: Genesis, r: bytes) -> Registered:

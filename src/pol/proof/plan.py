@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -42,6 +43,19 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
     probability: float
 
 
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What one challenge costs both parties: means over nonces."""
+
+    replayed_steps: float
+    """That the verifier takes again."""
+    openings: float
+    """States that the prover must take again, because they are compared and not kept."""
+    answered_steps: float
+    """That the prover takes again for them: each from the kept state before it, each window once."""
+    opening_bytes: float | None
+    """Bytes of these states, which the verifier takes over, too; None where no state is known."""
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A policy applied to a run of a given size."""
 
@@ -56,7 +70,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     replayed_share: float
     """Of the training's steps: what an audit costs, start-up left out."""
     openings: float
-    """Mean number of states that the prover must take again, because they are compared and not kept."""
+    answered_steps: float
+    opening_bytes: float | None
+    """These three as in ``Cost``, of which ``replayed_steps`` is one, too."""
+    uniform: Cost | None
+    """What strategy ``uniform`` would cost instead, where states must be taken again and it would be less."""
     forged_95: float
     """Share of intervals of which more are not forged, with 95 % confidence, if all pass; from uniform draws alone."""
     forged_99: float
@@ -129,8 +147,18 @@ def _close(window: Window, touched: set[int]) -> bool:
 _DIGEST = Digest("sha256:" + "0" * 64)
 
 
-def plan(policy: Policy, steps: int, every: int, keep: int, resumed: Sequence[int] = ()) -> Plan:
-    """What a policy asks of a run, if all of its updates are alike; ``resumed``: first intervals after a resume.
+def plan(
+    policy: Policy, steps: int, every: int, keep: int, resumed: Sequence[int] = (), state_bytes: int | None = None
+) -> Plan:
+    """What a policy asks of a run, if all of its updates are alike.
+
+    Args:
+        policy: What is demanded.
+        steps: T.
+        every: k.
+        keep: K.
+        resumed: First intervals after a resume.
+        state_bytes: Size of one state, if it is known.
 
     Raises:
         UsageError: there is no such run.
@@ -138,33 +166,71 @@ def plan(policy: Policy, steps: int, every: int, keep: int, resumed: Sequence[in
     if policy.procedure != "eight-steps":
         raise UsageError(f"policy {policy.name!r}: only procedure eight-steps draws a challenge that can be planned")
     windows = equal_windows(steps, every, keep)
-    count, each = windows[-1].last + 1, policy.rule == "tolerance"
-    challenge = policy.challenge
-    kept = {*range(0, count, keep), count}
-    costs, opened, uniform = [], 0, 0
-    tries = 1 if count <= challenge.all_up_to or challenge.strategy == "all" else SAMPLES
-    for number in range(tries):
-        nonce = hashlib.sha256(number.to_bytes(8, "big")).digest()
-        draws = draw(challenge, _DIGEST, nonce, windows, resumed)
-        found = spans(windows, [*draws.all(), *_elsewhere(challenge, windows, draws)], each=each)
-        costs.append(sum(min((last + 1) * every, steps) - first * every for first, last in found))
-        opened += len({end for first, last in found for end in (first, last + 1)} - kept) if each else 0
-        uniform = len(draws.uniform)
+    count, challenge = windows[-1].last + 1, policy.challenge
+    run = _Run(steps, every, keep, windows, resumed, policy.rule == "tolerance", state_bytes)
+    cost, most, uniform = run.cost(challenge)
+    other = run.cost(msgspec.structs.replace(challenge, strategy="uniform"))[0] if cost.openings else cost
     budget = policy.max_steps
     return Plan(
         policy=f"{policy.name}/{policy.version}",
         steps=steps,
         intervals=count,
         windows=len(windows),
-        replayed_steps=sum(costs) / tries,
-        most_steps=max(costs),
-        replayed_share=sum(costs) / tries / steps,
-        openings=opened / tries,
+        replayed_steps=cost.replayed_steps,
+        most_steps=most,
+        replayed_share=cost.replayed_steps / steps,
+        openings=cost.openings,
+        answered_steps=cost.answered_steps,
+        opening_bytes=cost.opening_bytes,
+        uniform=other if other.openings < cost.openings else None,
         forged_95=largest_forged_share(count, uniform),
         forged_99=largest_forged_share(count, uniform, 0.01),
-        within_budget=budget is None or max(costs) <= budget,
+        within_budget=budget is None or most <= budget,
         detections=_detections(challenge, windows, uniform),
     )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a given size."""
+
+    steps: int
+    every: int
+    keep: int
+    windows: Sequence[Window]
+    resumed: Sequence[int]
+    each: bool
+    """Intervals are replayed one by one (rule tolerance)."""
+    state_bytes: int | None
+
+    def cost(self, challenge: Challenge) -> tuple[Cost, int, int]:
+        """The mean cost of a challenge, the most steps that were replayed, and the number of uniform draws."""
+        count = self.windows[-1].last + 1
+        costs, opened, answered, uniform = [], 0, 0, 0
+        all_drawn = challenge.strategy == "all" or (challenge.strategy == "mix" and count <= challenge.all_up_to)
+        tries = 1 if all_drawn else SAMPLES
+        for number in range(tries):
+            nonce = hashlib.sha256(number.to_bytes(8, "big")).digest()
+            draws = draw(challenge, _DIGEST, nonce, self.windows, self.resumed)
+            found = spans(self.windows, [*draws.all(), *_elsewhere(challenge, self.windows, draws)], each=self.each)
+            costs.append(sum(self._step(last + 1) - self._step(first) for first, last in found))
+            asked = {end for first, last in found for end in (first, last + 1)} if self.each else set()
+            asked -= {*range(0, count, self.keep), count}
+            opened += len(asked)
+            last = {end // self.keep * self.keep: end for end in sorted(asked)}  # of each window
+            answered += sum(self._step(end) - self._step(first) for first, end in last.items())
+            uniform = len(draws.uniform)
+        mean = opened / tries
+        cost = Cost(
+            replayed_steps=sum(costs) / tries,
+            openings=mean,
+            answered_steps=answered / tries,
+            opening_bytes=None if self.state_bytes is None else mean * self.state_bytes,
+        )
+        return cost, max(costs), uniform
+
+    def _step(self, boundary: int) -> int:
+        return min(boundary * self.every, self.steps)
 
 
 def _elsewhere(challenge: Challenge, windows: Sequence[Window], draws: Draws) -> list[int]:

@@ -113,6 +113,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     weights: str | None
     """Root of the last checkpoint's weights."""
     nonce: str
+    request: str | None = None
+    """The file in which the prover is asked for states, and which is not answered yet. When it is, verify again with
+    this nonce and this attestation."""
     steps: list[Step]
     screens: list[Screen]
     """What stands out without a replay; empty before the end of step 4. They steer the challenge and decide nothing."""

@@ -23,7 +23,7 @@ from pol.executors.local import Executor, LocalProcess
 from pol.keys import SigningKey
 from pol.profile import MAX_THREADS, Profile
 from pol.proof.attestation import MAX_ATTESTATION, attestation_digest, read_attestation
-from pol.proof.genesis import genesis_digest
+from pol.proof.genesis import genesis_digest, lengths
 from pol.prover.origins import Origins
 from pol.prover.recorder import Progress, Recorder
 from pol.release import write_model
@@ -50,8 +50,8 @@ def record(
     out: Path | str,
     *,
     key: SigningKey | Path | str,
-    every: int,
-    keep: int = 1,
+    every: int | None = None,
+    keep: int | None = None,
     beacon: bytes | None = None,
     resume: bool = False,
     settings: dict[str, Any] | None = None,
@@ -72,8 +72,9 @@ def record(
         recipe: A recipe, or its reference (``path/to/file.py:Name`` or ``package.module:Name``).
         out: The proof directory to write; new, unless ``resume``.
         key: Signs genesis and attestation (a key, or its PEM file); another key makes another run.
-        every: k, the steps of an interval.
-        keep: K, every how many intervals the state is kept in the proof.
+        every: k, the steps of an interval; by default 10, and 1 with rule tolerance.
+        keep: K, every how many intervals the state is kept in the proof; by default 1, and 10 where rule tolerance has
+            intervals of one step.
         beacon: 32 bytes that a verifier gave for this genesis; None: the claimant chose the randomness.
         resume: Go on with an unfinished recording.
         settings: Constructor arguments, for a recipe given by reference.
@@ -95,7 +96,7 @@ def record(
         ReplayError: the program failed, diverged, cannot be entered again, or its recording does not replay.
         StoreError: the disk refused; what is written can be resumed.
     """
-    if every < 1 or keep < 1:
+    if any(number is not None and number < 1 for number in (every, keep)):
         raise UsageError(f"every={every} and keep={keep} must be at least 1")
     if beacon is not None and len(beacon) != 32:
         raise UsageError(f"a beacon has 32 bytes (64 hexadecimal digits), not {len(beacon)}")
@@ -119,6 +120,9 @@ def record(
         if files.complete:
             raise UsageError(f"{out} holds a complete proof already: there is nothing to resume")
         with _Executing(executor, files.genesis.profile if files.genesis else chosen) as running:
+            if files.genesis is not None:  # what is signed need not be said again
+                every, keep = every or files.genesis.spec.every, keep or files.genesis.spec.keep
+            every, keep = lengths(rule, every, keep)
             job = Recorder(files, running, reference, tagged, key, progress or (lambda *_: None), origin)
             genesis = job.genesis(chosen, every, keep, rule)
             if until_genesis:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from pol.proof.plan import Plan
-from pol.render.text import plural
+from pol.proof.plan import Cost, Plan
+from pol.render.text import plural, size
 
 
 def plan(console: Console, found: Plan) -> None:
@@ -24,7 +24,9 @@ def plan(console: Console, found: Plan) -> None:
         "Cost", f"{found.replayed_steps:,.0f} steps taken again{spread}: {found.replayed_share:.1%} of the training"
     )
     if found.openings:
-        table.add_row("Openings", f"{found.openings:,.0f} states that the prover must take again (pol regenerate)")
+        table.add_row("Openings", _openings(found))
+    if found.uniform is not None:
+        table.add_row("Instead", _instead(found.uniform))
     if not found.within_budget:
         table.add_row("Budget", "more than the policy's max_steps: the verdict would be INCONCLUSIVE")
     share = f"at most {found.forged_95:.2%} of the intervals are forged (99 %: {found.forged_99:.2%})"
@@ -47,6 +49,21 @@ def plan(console: Console, found: Plan) -> None:
             _probability(one.probability),
         )
     console.print(found_table)
+
+
+def _openings(cost: Plan | Cost) -> str:
+    """What the prover has to give, and what that takes."""
+    held = "" if cost.opening_bytes is None else f" ({size(round(cost.opening_bytes))})"
+    return (
+        f"{cost.openings:,.0f} states{held} that are not kept: the prover takes {cost.answered_steps:,.0f} steps again"
+    )
+
+
+def _instead(cost: Cost) -> str:
+    return (
+        f'with strategy = "uniform": {_openings(cost)}, the verifier {cost.replayed_steps:,.0f}. It leaves out the '
+        "windows with the largest updates: a jump among honest steps is then met by the uniform draws alone"
+    )
 
 
 def _probability(value: float) -> str:

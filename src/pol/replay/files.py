@@ -23,8 +23,13 @@ def writing(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: cannot write: {reason}. What is written can be resumed") from None
 
 
-def save_atomically(state: State, path: Path) -> None:
+def save_atomically(state: State, path: Path, *, lasting: bool = True) -> None:
     """Write a checkpoint so that its name never holds half of one.
+
+    Args:
+        state: What to write.
+        path: Where to.
+        lasting: It must survive a crash of the machine. Else that is not waited for.
 
     Raises:
         StoreError: the disk refused.
@@ -32,6 +37,7 @@ def save_atomically(state: State, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     with writing(path):
         state.save(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if lasting:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -259,6 +259,7 @@ def _replay(job: Replay, emit: Emit) -> None:
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)
     last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
     progress = _Progress(emit)
+    saved = None if job.saved is None else frozenset(job.saved)
     done = 0
     for segment in job.segments:
         position = _position(segment)
@@ -269,7 +270,7 @@ def _replay(job: Replay, emit: Emit) -> None:
             start=segment.start,
             last=last,
             batch_key=bytes.fromhex(registered.batch_key),
-            emit=partial(_replayed, emit, job),
+            emit=partial(_replayed, emit, job, saved),
             salt_key=bytes.fromhex(job.salt_key),
             on_step=partial(_shifted, progress, done - segment.start),
         )
@@ -279,11 +280,15 @@ def _replay(job: Replay, emit: Emit) -> None:
     emit(Finished(undeclared=entry.undeclared()))
 
 
-def _replayed(emit: Emit, job: Replay, interval: Interval, state: State, samples: list[str], momenta: Momenta) -> None:
+def _replayed(
+    emit: Emit, job: Replay, saved: Collection[int] | None, interval: Interval, state: State, samples: list[str],
+    momenta: Momenta,
+) -> None:  # fmt: skip
     drawn = ""
     if job.save is not None:
-        if not job.saved or interval.stop in job.saved:
-            save_atomically(state, Path(job.save) / checkpoint_name(interval.stop))
+        if saved is None or interval.stop in saved:
+            # Not lasting: whatever comes of it is compared with a digest before anybody uses it.
+            save_atomically(state, Path(job.save) / checkpoint_name(interval.stop), lasting=False)
         drawn = content_digest(torch.get_rng_state()).hex()
     emit(Recorded(interval=interval, samples=samples, momenta=momenta, drawn=drawn))
 

@@ -30,6 +30,7 @@ import contextlib
 import functools
 import hashlib
 import secrets
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,14 +41,16 @@ import msgspec
 from pol import keys
 from pol.auditor import Auditor, LocalAuditor
 from pol.errors import AuthenticityError, UsageError
+from pol.exchange import Patience, SharedFolder
 from pol.proof.policy import EXACT, LEVELS, Policy, check_policy, policy_digest
 from pol.proof.report import STEPS, Assurance, Report, Status, Step, Verdict, decide
 from pol.replay.recipe import Recipe
-from pol.store import ProofDirectory
+from pol.store import CHECKPOINTS, ProofDirectory
 from pol.verifier.case import Case
 from pol.verifier.eight import EIGHT_STEPS
 from pol.verifier.paper import PAPER_2021
 from pol.verifier.procedure import Procedure
+from pol.verifier.requested import StoppedWaiting as StoppedWaiting
 
 Progress = Callable[[str, int, int | None], None]
 Parents = Sequence[tuple[Path | str, Recipe | str | None]]
@@ -76,6 +79,7 @@ def verify(
     model: Path | str | None = None,
     start: Path | str | None = None,
     openings: Path | str | None = None,
+    wait: float | Patience = 0.0,
     parents: Parents = (),
     settings: dict[str, Any] | None = None,
     auditor: Auditor | None = None,
@@ -90,8 +94,10 @@ def verify(
         nonce: Fresh bytes for the challenge, by default drawn here; give them only to repeat a verification.
         model: The released model (safetensors), which must be the last checkpoint's weights.
         start: The weights (safetensors) that this verifier gave out, from which the run must start.
-        openings: A folder with states that the prover took again (``pol regenerate``), for rule tolerance; those of
-            a parent are in its folder ``parent``.
+        openings: For rule tolerance: a folder, made if it is not there, in which the prover is asked for states that
+            the proof does not hold (``request.json``), and answers (``pol regenerate``); for a parent, in its folder
+            ``parent``. Only the two should be able to write there.
+        wait: How many seconds to wait for an answer, of each proof.
         parents: The proof from whose weights this one starts, and its recipe (None: the same one); then that one's
             parent, and so on. Each is verified whole, under this policy.
         settings: Constructor arguments that the verifier insists on, of this proof and not of its parents.
@@ -100,6 +106,8 @@ def verify(
 
     Raises:
         UsageError: the call itself cannot be carried out (no such directory, recipe or file; a contradictory policy).
+        StoreError: this machine's disk refused.
+        StoppedWaiting: interrupted, after the prover was asked for states; with how to go on.
     """
     check_policy(policy)
     procedure_of(policy)
@@ -115,17 +123,24 @@ def verify(
         policy=policy,
         model=None if model is None else Path(model),
         start=None if start is None else Path(start),
-        openings=None if openings is None else ProofDirectory(Path(openings)),
+        openings=None if openings is None else SharedFolder(Path(openings)),
+        patience=wait if isinstance(wait, Patience) else Patience(wait),
         nonce=nonce or secrets.token_bytes(32),
         progress=progress or (lambda *_: None),
     )
-    case.asked = case.nonce
+    if case.openings is not None:
+        case.openings.make()
     with contextlib.ExitStack() as stack:
         if auditor is None:
             assert recipe is not None
             auditor = stack.enter_context(LocalAuditor(recipe, settings))
         case.settings = auditor.settings
-        return _verify(case, auditor, parents)
+        try:
+            return _verify(case, auditor, parents)
+        except KeyboardInterrupt:
+            if not case.revealed:
+                raise
+            raise StoppedWaiting(case.nonce, case.attestation_digest) from None
 
 
 def _verify(case: Case, auditor: Auditor, parents: Parents) -> Report:
@@ -135,7 +150,10 @@ def _verify(case: Case, auditor: Auditor, parents: Parents) -> Report:
         case.parent_path = Path(parents[0][0])
         case.parent = functools.partial(_verify_parent, case, auditor, parents)
     case.elements = procedure.elements
-    steps = list(procedure.steps(case, auditor))
+    with tempfile.TemporaryDirectory(prefix="pol-states-") as own:
+        (Path(own) / CHECKPOINTS).mkdir()
+        case.own = ProofDirectory(Path(own))
+        steps = list(procedure.steps(case, auditor))
     return _report(case, procedure, steps, time.monotonic() - started)
 
 
@@ -147,18 +165,18 @@ def _verify_parent(child: Case, auditor: Auditor, parents: Parents) -> Report:
     """
     (path, recipe), *others = parents
     lowest = min(child.policy.assurance, "self-seeded", key=LEVELS.index)
-    inner = None if child.openings is None else child.openings.path / PARENT
     case = Case(
         store=ProofDirectory(Path(path)),
         policy=msgspec.structs.replace(
             child.policy, beacon=None, genesis=None, attestation=None, start=None, assurance=lowest
         ),
         model=None,
-        openings=ProofDirectory(inner) if inner is not None and inner.is_dir() else None,
+        openings=None if child.openings is None else child.openings.within(PARENT),
+        patience=child.patience,
+        child=child,
         nonce=hashlib.sha256(b"pol/v1/parent" + child.nonce).digest(),
         progress=child.progress,
     )
-    case.asked, case.depth = child.asked, child.depth + 1
     with contextlib.ExitStack() as stack:
         if recipe is not None:
             auditor = stack.enter_context(LocalAuditor(recipe))
@@ -188,6 +206,7 @@ def _report(case: Case, procedure: Procedure, steps: list[Step], seconds: float)
         claimant=_claimant(case) if known else None,
         weights=case.statement.predicate.final.weights.digest if known else None,
         nonce=case.nonce.hex(),
+        request=str(case.request) if case.request and verdict is Verdict.INCONCLUSIVE else None,
         steps=[*steps, final],
         screens=case.screens,
         intervals=case.intervals,

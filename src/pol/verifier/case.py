@@ -10,6 +10,7 @@ from typing import Any
 
 from pol import seeds
 from pol.digest import Digest
+from pol.exchange import Patience, SharedFolder
 from pol.interval import Momenta
 from pol.proof.attestation import Journal, Statement, attestation_digest
 from pol.proof.challenge import Draws, Window
@@ -49,11 +50,11 @@ class Case:
     nonce: bytes
     progress: Callable[[str, int, int | None], None]
     start: Path | None = None
-    openings: ProofDirectory | None = None
-    asked: bytes = b""
-    """The nonce of the whole verification; that of a parent follows from it."""
-    depth: int = 0
-    """How many children there are: 0 for the proof that was named."""
+    openings: SharedFolder | None = None
+    patience: Patience = field(default_factory=Patience)
+    """How long to wait for states that are asked for."""
+    child: Case | None = None
+    """The proof that starts from this one; None for the one that was named."""
     elements: frozenset[str] = frozenset()
     """Further files that the procedure's proofs may hold."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +64,13 @@ class Case:
     parent_path: Path | None = None
     parent_report: Report | None = None
     """What came of it."""
+    request: Path | None = None
+    """Of the named proof: the request for states that is not answered yet."""
+    revealed: bool = False
+    """Of the named proof: whether somebody else may know the challenge by now."""
 
+    own: ProofDirectory = field(init=False)
+    """A folder of the verifier's own, for the states that it has taken over."""
     genesis_envelope: Envelope = field(init=False)
     genesis: Genesis = field(init=False)
     attestation_envelope: Envelope = field(init=False)
@@ -85,6 +92,11 @@ class Case:
     """Of the parameter groups at the end of each replayed interval."""
     drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)
+
+    @property
+    def named(self) -> Case:
+        """The verification of the proof that was named, of which this may be one of a parent."""
+        return self if self.child is None else self.child.named
 
     @property
     def genesis_digest(self) -> Digest:

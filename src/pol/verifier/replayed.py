@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from pol import seeds
 from pol.auditor import Auditor
-from pol.checkpoint import Checkpoint, checkpoint_root, read_entries
-from pol.errors import IntegrityError
+from pol.checkpoint import Checkpoint
 from pol.messages import Controlled, Failed, Segment
 from pol.profile import ARITHMETIC, differences, same_software
 from pol.proof.challenge import draw, spans
@@ -15,6 +14,7 @@ from pol.proof.log import counts_after
 from pol.proof.report import Check
 from pol.proof.screens import suspects
 from pol.store import checkpoint_path
+from pol.verifier import requested
 from pol.verifier.case import Case, Checks, failed, passed, unable
 
 
@@ -67,17 +67,6 @@ def challenge(case: Case) -> Checks:
     resumed = [step // every for step in case.journal.resumes if 0 < step < case.genesis.spec.steps]
     found = suspects(case.screens)
     case.draws = draw(case.policy.challenge, case.attestation_digest, case.nonce, case.windows, resumed, found)
-    if missing := _missing(case):
-        shown = ",".join(map(str, missing))
-        pinned = "" if case.depth else f" --attestation {case.attestation_digest}"
-        folder = "/".join(["DIR", *["parent"] * case.depth])
-        yield unable(
-            "openings",
-            f"states are needed that are not in the proof ({len(missing)}): ask the prover for them (pol regenerate "
-            f"{case.store.path.name} … --steps {shown} --out {folder}), then verify with --openings DIR "
-            f"--nonce {case.asked.hex()}{pinned}: the prover knows this nonce then, so no other attestation will do",
-        )
-        return
     chosen = case.draws.all()
     steps = sum(segment.stop - segment.start for segment in segments(case))
     limit = case.policy.max_steps
@@ -90,42 +79,12 @@ def challenge(case: Case) -> Checks:
             "draw",
             f"{len(chosen)} of {case.draws.intervals} intervals, {steps} of {case.genesis.spec.steps} steps to replay",
         )
-
-
-def _missing(case: Case) -> list[int]:
-    """Steps whose state is needed, but neither kept nor opened; an opened one must be the recorded state.
-
-    Raises:
-        IntegrityError: it is another.
-    """
-    if case.genesis.spec.rule == "exact":
-        return []
-    missing = []
-    # Optimizer state comes after the first step, so kept states are a measure; an object's may still grow a little.
-    most = 2 * max(case.files[checkpoint_path(step)] for step in case.checkpoints) + 2**20
-    assert case.draws is not None
-    for step in sorted({at for i in case.draws.all() for at in _ends(case, i)} - set(case.checkpoints)):
-        opened = checkpoint_path(step)
-        if case.openings is None or not (case.openings.path / opened).is_file():
-            missing.append(step)
-            continue
-        if case.openings.size(opened) > most:
-            raise IntegrityError(f"{opened} in the openings: larger than a state of this run could be ({most} bytes)")
-        placed = read_entries(case.openings, opened)
-        if checkpoint_root(case.openings, step, placed) != case.root_after(step):
-            raise IntegrityError(f"{opened} in the openings: not the state that the log records after {step} steps")
-    return missing
-
-
-def _ends(case: Case, index: int) -> tuple[int, int]:
-    return case.log.intervals[index].start, case.log.intervals[index].stop
+        yield from requested.states(case)
 
 
 def state_after(case: Case, step: int) -> Checkpoint:
-    """The recorded state after ``step`` steps, kept or opened."""
-    store = case.store if step in case.checkpoints else case.openings
-    assert store is not None
-    return Checkpoint(store, checkpoint_path(step))
+    """The recorded state after ``step`` steps, an end of a challenged interval, as this verifier has taken it over."""
+    return Checkpoint(case.own, checkpoint_path(step))
 
 
 def segments(case: Case) -> list[Segment]:
@@ -147,8 +106,7 @@ def segment_of(case: Case, start: int) -> Segment:
 
 def _segment(case: Case, first: int, last: int) -> Segment:
     start = case.log.intervals[first].start
-    store = case.store if start in case.checkpoints else case.openings
-    assert store is not None
+    store = case.own if case.genesis.spec.rule == "tolerance" else case.store
     return Segment(
         start=start,
         stop=case.log.intervals[last].stop,
