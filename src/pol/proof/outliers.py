@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 NEIGHBOURS = 20
@@ -27,7 +28,7 @@ def scores(values: Sequence[float], least: Sequence[float]) -> list[float]:
     deviation from that line, as the standard deviation that a normal distribution would have.
 
     Args:
-        values: None of them NaN or +inf; -inf is below all others.
+        values: Up to 1e300 in size, or -inf, which is below all others.
         least: The least spread that there is around each, above 0: where neighbours are equal, theirs is none.
     """
     width = min(NEIGHBOURS, len(values) - 1)
@@ -47,8 +48,8 @@ def scores(values: Sequence[float], least: Sequence[float]) -> list[float]:
 def _slope(places: Sequence[int], values: Sequence[float]) -> float:
     """How much values rise from place to place; 0 where half of them have no end."""
     half = len(places) // 2
-    rise = _median(values[-half:]) - _median(values[:half])
-    run = (sum(places[-half:]) - sum(places[:half])) / half
+    rise = statistics.median(values[-half:]) - statistics.median(values[:half])
+    run = statistics.median(places[-half:]) - statistics.median(places[:half])
     return rise / run if math.isfinite(rise) else 0.0
 
 
