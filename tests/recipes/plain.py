@@ -54,9 +54,3 @@ class Doubled(Plain):
 
     def step(self, parts, batch):
         return super().step(parts, {**batch, "x": batch["x"].double()})
-
-
-class Whole(Plain):
-    """All data in every step, without noise: at a low rate the weights go straight on."""
-
-    batch_size = 28

@@ -24,13 +24,13 @@ import msgspec
 
 from pol.proof.outliers import FEWEST, scores
 
-UNUSUAL = 12.0
+UNUSUAL = 9.0
 """Robust standard deviations from which a window or a loss is unusual: between honest runs of the shipped recipes and
-of the tests, which reach 9, and jumps to stolen weights within one step, which have 16 or more."""
+of the tests, which reach 8, and jumps to stolen weights, which have 10 and more in runs of 50 windows or more."""
 
-_EVEN = 0.1
-"""Least spread of the logarithm of a size: where neighbours are as good as equal (a counter, a straight line), a window
-is unusual from a factor of exp(0.1 * UNUSUAL) = 3.3 on, not from rounding."""
+_EVEN = 0.2
+"""Least spread of the logarithm of a size or loss. Where neighbours are as good as equal (counters; windows of many
+steps, which average all noise away), only a factor of exp(0.2 * UNUSUAL) = 6 is unusual, not a bend of a schedule."""
 
 _FLAT = 1e-3
 """Least spread of a loss, as a share of one plus its size: a share of one is what ``limits.loss`` calls nothing."""
@@ -130,7 +130,7 @@ def norms(moves: Sequence[Move]) -> Screen:
 def _unusual(moves: Sequence[Move], kind: str) -> list[float]:
     """For each window the number of spreads by which it is off, with sign; the least of the four views."""
     least = [math.inf] * len(moves)
-    for power in (1.0, 0.5):
+    for power in (1.0, 0.5) if len({move.taken for move in moves}) > 1 else (1.0,):  # else they are one
         for rated in (False, True):
             logs = [_log(move, kind, power, rated=rated) for move in moves]
             there = [index for index, value in enumerate(logs) if value is not None]
