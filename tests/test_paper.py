@@ -144,7 +144,7 @@ def test_a_report_for_people_names_the_procedure_and_no_rule():
     console = Console(file=io.StringIO(), width=200)
     terminal.report(console, check(factory().proof(), policy=policy))
     text = console.file.getvalue()
-    assert "(paper-2021/3, procedure paper-2021)" in text
+    assert "(paper-2021/4, procedure paper-2021)" in text
     assert "rule exact" not in text
     assert text.count("this procedure does not look at: keys") == 2  # in step 4, and beside the ACCEPT
 

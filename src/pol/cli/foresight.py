@@ -22,6 +22,7 @@ def refused(out: Path) -> Refused | None:
     from pol.proof.genesis import MAX_GENESIS, read_genesis
     from pol.statetree import FLOATING
     from pol.store import GENESIS, ProofDirectory
+    from pol.verifier.carrying import unbounded
 
     spec = read_genesis(ProofDirectory(out).read(GENESIS, 2 * MAX_GENESIS)).spec
     if spec.rule != "tolerance":
@@ -43,11 +44,10 @@ def refused(out: Path) -> Refused | None:
         clauses.append(f"bounds.max_every = {spec.every}")
         fewer = "" if most == 1 else " or fewer"
         why.append(f"an interval has {spec.every} steps, it allows {most} (record with --every {most}{fewer})")
-    taken = preset.limits.optimizers if preset.limits else ()
-    types = sorted({part.type for part in spec.declaration.parts if part.kind == "optimizer"} - set(taken))
-    if types:
-        clauses.append(f"limits.optimizers = {json.dumps([*taken, *types])}")
-        why.append(f"{', '.join(types)} divides by moments that it keeps, and their errors are not bounded")
+    for part in spec.declaration.parts:
+        if part.kind == "optimizer" and (unknown := unbounded(part)):
+            clauses.append(f"limits.optimizers = {json.dumps([part.type])}")
+            why.append(unknown)
     if not why:
         return None
     needed = " and ".join(['base = "tolerance"', *clauses])
