@@ -33,7 +33,7 @@ from pol.verifier.case import passed
 from test_engine import one_thread  # noqa: F401  # the fixture is used by being here
 
 ORDINARY = str(Path(__file__).parent / "recipes" / "ordinary.py")
-PRESET = load("tolerance").bounds
+PRESET = msgspec.structs.replace(load("tolerance").bounds, max_every=10)
 FEW = Challenge(strategy="uniform", uniform=0)
 """What is bounded is bounded everywhere: replays have tests of their own."""
 
