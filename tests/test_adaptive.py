@@ -32,7 +32,7 @@ AMPLE = Limits(relative=1.0, absolute=1e-3)
 def target(recipe):
     """The model to steal, of single steps."""
     out = Path(tempfile.mkdtemp(prefix="pol-adaptive-")) / "proof"
-    options = {"every": 1, "rule": "tolerance", "profile": Profile(threads=1), "executor": InProcess()}
+    options = {"every": 1, "keep": 1, "rule": "tolerance", "profile": Profile(threads=1), "executor": InProcess()}
     with same_every_time("target"):
         record(recipe, out, key=known_key(1), **options)
     return out

@@ -275,7 +275,7 @@ def stolen(kind):
     """A run that starts from the weights of another, which was trained for long."""
     weights, out = folder() / "stolen.safetensors", folder() / f"stolen-{kind}"
     if not weights.exists():
-        write_model(recorded(num_epochs=20), weights)
+        write_model(recorded(num_epochs=100), weights)
     if not out.exists():
         options = {"every": 1, "profile": Profile(threads=1), "executor": InProcess()}
         with same_every_time("stolen"):

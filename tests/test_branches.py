@@ -38,7 +38,7 @@ class Elsewhere(InProcess):
 def proof(recipe):
     """An honest proof of single steps."""
     out = Path(tempfile.mkdtemp(prefix="pol-forked-")) / "proof"
-    options = {"every": 1, "rule": "tolerance", "profile": Profile(threads=1), "executor": InProcess()}
+    options = {"every": 1, "keep": 1, "rule": "tolerance", "profile": Profile(threads=1), "executor": InProcess()}
     with same_every_time("forked"):
         record(recipe, out, key=known_key(1), **options)
     return out
