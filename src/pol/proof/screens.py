@@ -37,7 +37,7 @@ _FLAT = 1e-3
 
 STRAIGHT = 0.01
 """Angle, in radians, between the moves of two neighbouring windows, up to which the second goes straight on. Honest
-ones of the shipped recipes turn by 0.3 and more; on a straight line of a thousand windows rounding to float32 leaves
+ones of the shipped recipes turn by 0.1 and more; on a straight line of a thousand windows rounding to float32 leaves
 1e-4."""
 
 STRETCH = 4

@@ -26,7 +26,7 @@ FEWEST_VALUES = 100
 
 
 def look(case: Case) -> Checks:
-    """All screens of a proof that has come through step 4; yields no check."""
+    """All screens of a proof whose states step 4 has measured; yields no check."""
     yield from ()
     points = [
         Loss(index, found.start, found.stop, None if found.loss is None else float(found.loss))
