@@ -34,7 +34,7 @@ TINY = 1e-5
 HUGE_DECAY = {"lr": 1e-6, "weight_decay": 2e6, "momentum": 0.0}
 """lr * weight_decay = 2: every honest step turns the weights over, whatever the gradient."""
 
-TURNS = 200
+TURNS = 134
 """Steps at least: 78 limits of 1 % of so large moves carried weights all the way (attack study, A19), here some 140."""
 
 Move = Callable[[str, int, torch.Tensor, torch.Tensor], torch.Tensor]
