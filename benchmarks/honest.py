@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import secrets
 import tempfile
 import time
@@ -126,22 +125,14 @@ def two_parties(
 ) -> tuple[Report, int]:
     """The verifier's last report, and how many states it had asked for."""
     policy, nonce = policies.load("tolerance"), secrets.token_bytes(32)
-    first = verify(proof, policy=policy, auditor=auditor, nonce=nonce)
-    steps = needed(first)
-    if not steps:
-        return first, 0
     openings = folder / "openings"
-    regenerate(proof, openings, recipe=training.recipe, steps=steps, auditor=prover)
-    # The prover knows the nonce by now, so no other attestation will do.
+    first = verify(proof, policy=policy, auditor=auditor, nonce=nonce, openings=openings)
+    if first.request is None:
+        return first, 0
+    made = regenerate(proof, openings, recipe=training.recipe, auditor=prover)
+    # The prover knows the request by now, so no other attestation will do.
     pinned: Policy = msgspec.structs.replace(policy, attestation=first.attestation)
-    return verify(proof, policy=pinned, auditor=auditor, nonce=nonce, openings=openings), len(steps)
-
-
-def needed(report: Report) -> list[int]:
-    """The states that a report asks the prover for."""
-    details = [check.detail for step in report.steps for check in step.checks if check.name == "openings"]
-    found = re.search(r"--steps ([\d,]+)", " ".join(details))
-    return [int(step) for step in found[1].split(",")] if found else []
+    return verify(proof, policy=pinned, auditor=auditor, nonce=nonce, openings=openings), len(made)
 
 
 def verified(report: Report, **known: Any) -> Verified:
