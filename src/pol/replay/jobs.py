@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import time
 import traceback
-from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from pol.errors import PolError, ReplayError, UsageError
-from pol.interval import Interval, Momenta
+from pol.interval import Interval
 from pol.messages import (
     Build,
     Built,
     Control,
     Controlled,
-    EventType,
     Failed,
     Finished,
     JobType,
@@ -26,14 +22,12 @@ from pol.messages import (
     Probe,
     Recorded,
     Replay,
-    Segment,
-    Stepped,
     Train,
     Trial,
     TrustingReplay,
 )  # fmt: skip
 from pol.profile import Profile
-from pol.replay import compiling, hidden, perturbing, probe, trial, trusting
+from pol.replay import compiling, hidden, probe, trial, trusting
 from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.engine import Arrival, Frame, Position, advance
@@ -43,16 +37,13 @@ from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
 from pol.replay.places import Places
 from pol.replay.platforms import this_platform
+from pol.replay.replaying import position_of, replay
 from pol.replay.reseeding import reseeded
 from pol.replay.state import State
+from pol.replay.telling import Emit, Progress
 from pol.replay.tensors import content_digest
 from pol.replay.watch import Watch
 from pol.replay.writer import Writer, checkpoint_name
-
-Emit = Callable[[EventType], None]
-
-PROGRESS_SECONDS = 0.25
-"""How often progress is told: four times a second looks alive and costs nothing."""
 
 
 def run_job(job: JobType, emit: Emit) -> None:
@@ -69,7 +60,7 @@ def run_job(job: JobType, emit: Emit) -> None:
             case Train():
                 _train(job, emit)
             case Replay():
-                _replay(job, emit)
+                replay(job, emit)
             case TrustingReplay():
                 trusting.replay(job, emit)
             case Probe():
@@ -131,7 +122,7 @@ def _build(job: Build, emit: Emit) -> None:
     if job.save is not None:
         save_atomically(arrival.state, Path(job.save))
     if job.leaves is not None:
-        write_leaves(arrival, Path(job.leaves), bytes.fromhex(job.salt_key), _Progress(emit, arrival.loader.samples))
+        write_leaves(arrival, Path(job.leaves), bytes.fromhex(job.salt_key), Progress(emit, arrival.loader.samples))
     if job.check_leaves is not None:
         check_leaves(arrival, Path(job.check_leaves), bytes.fromhex(job.salt_key))
     contents = arrival.state.digests()
@@ -147,17 +138,6 @@ def _build(job: Build, emit: Emit) -> None:
             torch_generator=content_digest(torch.get_rng_state()).hex(),
         )
     )
-
-
-class _Progress:
-    def __init__(self, emit: Emit, total: int | None = None) -> None:
-        self._emit, self._total, self._next = emit, total, time.monotonic() + PROGRESS_SECONDS
-
-    def __call__(self, step: int) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + PROGRESS_SECONDS
-            self._emit(Stepped(step=step, total=self._total))
 
 
 def _control(job: Control, emit: Emit) -> None:
@@ -223,7 +203,7 @@ def _train(job: Train, emit: Emit) -> None:
     declared = registered.declaration
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)
     last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
-    position = _position(job.start)
+    position = position_of(job.start)
     if position.state is not None:
         emit(Opened(step=position.step, root=position.state.root()))
     else:
@@ -233,7 +213,7 @@ def _train(job: Train, emit: Emit) -> None:
         emit(Opened(step=0, root=state.root()))
         position = Position() if job.weights is None else Position(0, state, built.counts)
     kept_every = job.keep * registered.every
-    progress = _Progress(emit, last)
+    progress = Progress(emit, last)
     with Writer(directory, emit) as writer:
 
         def record(interval: Interval, state: State, *_: object) -> None:
@@ -250,54 +230,3 @@ def _train(job: Train, emit: Emit) -> None:
         )  # fmt: skip
         end = advance(entry.make, frame, position, None, observer)
     emit(Finished(asides=end.asides, undeclared=entry.undeclared()))
-
-
-def _replay(job: Replay, emit: Emit) -> None:
-    entry = Entry(job.program)
-    registered = job.registered
-    declared = registered.declaration
-    frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)
-    last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
-    progress = _Progress(emit)
-    saved = None if job.saved is None else frozenset(job.saved)
-    done = 0
-    for segment in job.segments:
-        position = _position(segment)
-        if position.state is not None:
-            emit(Opened(step=segment.start, root=position.state.root()))
-        observer = IntervalRecorder(
-            every=registered.every,
-            start=segment.start,
-            last=last,
-            batch_key=bytes.fromhex(registered.batch_key),
-            emit=partial(_replayed, emit, job, saved),
-            salt_key=bytes.fromhex(job.salt_key),
-            on_step=partial(_shifted, progress, done - segment.start),
-        )
-        stop, drive = None if segment.stop == last else segment.stop, perturbing.driver(job.perturbed, job.factors)
-        advance(entry.make, frame, position, stop, observer, drive)
-        done += segment.stop - segment.start
-    emit(Finished(undeclared=entry.undeclared()))
-
-
-def _replayed(
-    emit: Emit, job: Replay, saved: Collection[int] | None, interval: Interval, state: State, samples: list[str],
-    momenta: Momenta,
-) -> None:  # fmt: skip
-    drawn = ""
-    if job.save is not None:
-        if saved is None or interval.stop in saved:
-            # Not lasting: whatever comes of it is compared with a digest before anybody uses it.
-            save_atomically(state, Path(job.save) / checkpoint_name(interval.stop), lasting=False)
-        drawn = content_digest(torch.get_rng_state()).hex()
-    emit(Recorded(interval=interval, samples=samples, momenta=momenta, drawn=drawn))
-
-
-def _shifted(progress: _Progress, by: int, step: int) -> None:
-    progress(by + step)
-
-
-def _position(segment: Segment) -> Position:
-    if segment.checkpoint is None:
-        return Position()
-    return Position(segment.start, State.load(Path(segment.checkpoint)), segment.counts)
