@@ -11,12 +11,15 @@ import torch
 from factory import PLAIN, TOLERANCE, decision, known_key, same_every_time
 from pol.attacks.attack import Attack
 from pol.attacks.drift import steered
+from pol.attacks.forger import Forger
 from pol.auditor import LocalAuditor
-from pol.messages import Controlled
+from pol.interval import Rates
+from pol.messages import Controlled, Recorded, Replay
 from pol.profile import Profile
 from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.inprocess import InProcess
+from pol.replay.state import State
 from pol.verifier import branches, verify
 
 FORKED = PLAIN.replace("plain.py:Plain", "forked.py:Forked")
@@ -130,3 +133,34 @@ def test_a_push_of_the_size_of_a_branch_is_not_explained(tmp_path, index, monkey
     # Without the comparison of what the nudged replays end in, every error would be explained.
     monkeypatch.setattr(branches.tolerance, "deviation", lambda *_: ("", None))
     assert judged(forgery.path).verdict is Verdict.ACCEPT
+
+
+@pytest.mark.parametrize("field", ["batches", "loss", "learning_rates"])
+def test_a_record_that_says_otherwise_is_no_branch(tmp_path, field):
+    """The state is right, and what the log says beside it is not: no way of a step explains that."""
+    forger = Forger(proof(FORKED))
+    interval = forger.intervals[5]
+    other = {"batches": forger.intervals[4].batches, "loss": "5.0", "learning_rates": [Rates(1, ["0.2"])]}
+    forger.replace(5, **{field: other[field]})
+    forger.seal(tmp_path / "out", known_key(1))
+    assert getattr(forger.intervals[5], field) != getattr(interval, field)
+
+    class Rounding(Elsewhere):
+        """Its states are off by a rounding, so each interval has an error that is measured."""
+
+        def run(self, job):
+            for event in super().run(job):
+                if isinstance(event, Recorded) and isinstance(job, Replay) and job.save is not None:
+                    path = Path(job.save) / f"{event.interval.stop:012d}.safetensors"
+                    if path.exists():
+                        found = State.load(path).tensors
+                        State({k: t * (1 + 1e-7) if t.is_floating_point() else t for k, t in found.items()}).save(path)
+                    state = msgspec.structs.replace(event.interval.root.state, digest="sha256:" + "1" * 64)
+                    root = msgspec.structs.replace(event.interval.root, state=state)
+                    event = msgspec.structs.replace(event, interval=msgspec.structs.replace(event.interval, root=root))
+                yield event
+
+    assert judged(proof(FORKED), executor=Rounding()).verdict is Verdict.ACCEPT
+    report = judged(tmp_path / "out", executor=Rounding())
+    assert report.verdict is Verdict.INCONCLUSIVE, report.reason()
+    assert "taking the steps again gives other values for" in report.reason()

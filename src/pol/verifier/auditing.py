@@ -225,6 +225,8 @@ class _Replay:
             beyond, deviation = tolerance.deviation(case.policy, *ends, case.carrying, found.stop, momenta)
         if limits is not None and "loss" in fields and _near(found.loss, recorded.loss, limits.loss):
             fields.remove("loss")
+        if fields:
+            case.otherwise.add(found.start // case.genesis.spec.every)
         what = " and ".join(_NAMES.get(name, name) for name in fields)
         other = f"taking the steps again gives other values for {what}" if fields else ""
         return "; ".join(filter(None, (other, beyond))), deviation

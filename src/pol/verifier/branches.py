@@ -37,6 +37,8 @@ def explain(case: Case, auditor: Auditor, folder: Path) -> None:
     """
     limits = case.policy.limits
     off = [at for at, result in enumerate(case.intervals) if result.status == "unable" and result.deviation is not None]
+    if not case.otherwise.isdisjoint(case.intervals[at].index for at in off):
+        return  # no way of a step explains another field of a record, so this cannot be an ACCEPT
     if limits is None or not off or len(off) > max(1, limits.branches * len(case.intervals)) or not limits.branches:
         return
     for number, position in enumerate(off):

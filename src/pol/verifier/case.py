@@ -90,6 +90,8 @@ class Case:
     """Rule tolerance: by interval, how far its limits let all parameters be moved unseen."""
     momenta: dict[int, Momenta] = field(default_factory=dict)
     """Of the parameter groups at the end of each replayed interval."""
+    otherwise: set[int] = field(default_factory=set)
+    """Intervals of which a replay gave other values than recorded for more than the state."""
     drift: Drift | None = None
     intervals: list[IntervalResult] = field(default_factory=list)
 
