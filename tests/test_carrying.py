@@ -1,5 +1,7 @@
 """What errors of moments do later: never more than is counted, and a forgery that only this count sees."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from msgspec import structs
@@ -11,10 +13,11 @@ from pol.declaration import Declaration, Group, Part
 from pol.errors import IntegrityError
 from pol.interval import Interval, Rates
 from pol.merkle import Root
-from pol.proof.policy import Limits
+from pol.proof.policy import Bounds, Limits
 from pol.proof.report import Verdict
 from pol.statetree import StateRoot
 from pol.verifier.carrying import KNOWN, Carrying, unbounded
+from pol.verifier.hyperparameters import momenta
 
 SIZE, BEFORE, AFTER = 200, 12, 60
 
@@ -193,3 +196,15 @@ def test_a_moment_within_its_own_limits_is_stopped_by_what_it_does_later(tmp_pat
     monkeypatch.setattr(Carrying, "length", lambda *_: 0.0)
     report = check(path, recipe, policy=LOOSE)
     assert report.verdict is Verdict.ACCEPT, report.reason()
+
+
+def test_momenta_of_replays_are_bounded_too(tmp_path):
+    """A schedule may change them, and no record holds them."""
+    path = forge(tmp_path, pushed("parameter/model.2.bias", lambda end, _: end), rule="tolerance", recipe=PLAIN).path
+    assert check(path, PLAIN, policy=LOOSE).verdict is Verdict.ACCEPT
+    tight = structs.replace(LOOSE, bounds=structs.replace(LOOSE.bounds, momentum=0.5))
+    assert decision(check(path, PLAIN, policy=tight)) == (Verdict.REJECT, 4)  # the spec says it, too
+    found = list(momenta(SimpleNamespace(policy=tight, momenta={0: [[0.4]], 1: [[0.9]]})))
+    assert [(one.status, "interval 1, parameter group 0" in one.detail) for one in found] == [("failed", True)]
+    assert [one.status for one in momenta(SimpleNamespace(policy=tight, momenta={0: [[0.4]]}))] == ["passed"]
+    assert list(momenta(SimpleNamespace(policy=structs.replace(LOOSE, bounds=Bounds()), momenta={0: [[0.9]]}))) == []

@@ -291,7 +291,7 @@ def policy_keys(kind, prefix=""):
         elif field.required:
             found[f"{prefix}{name}"] = "required"
         else:
-            default = getattr(kind(), name) if prefix != "limits." else field.default
+            default = getattr(kind(), name) if prefix not in ("limits.", "reference.") else field.default
             default = field.default_factory() if default is msgspec.NODEFAULT else default
             written = "{}" if default == {} else policies._line("x", default).removeprefix("x = ")
             found[f"{prefix}{name}"] = "" if default is None else f"`{written}`"

@@ -192,6 +192,27 @@ def test_a_verifier_does_not_read_its_own_request(tmp_path, rewritten):
     assert waiting(tmp_path).verdict is Verdict.ACCEPT
 
 
+def test_a_challenge_that_nobody_answered_is_not_drawn_anew(tmp_path, monkeypatch):
+    """Who leaves challenges unanswered until one suits would get past any."""
+    first = check(seldom(), policy=TOLERANCE, openings=tmp_path)
+    again = check(seldom(), policy=TOLERANCE, openings=tmp_path, nonce=None)
+    assert again.verdict is Verdict.INCONCLUSIVE
+    assert "is of an earlier challenge of this proof, which nobody has answered" in again.reason()
+    assert again.request is None
+    answer(tmp_path)
+    assert check(seldom(), policy=TOLERANCE, openings=tmp_path, nonce=bytes.fromhex(first.nonce)).verdict == "ACCEPT"
+    check(seldom(), policy=TOLERANCE, openings=tmp_path / "new")
+    monkeypatch.setattr(requested, "_asked_before", lambda *_: False)
+    assert check(seldom(), policy=TOLERANCE, openings=tmp_path / "new", nonce=None).request is not None
+
+
+def test_what_lies_there_of_another_proof_or_as_rubbish_is_written_over(tmp_path):
+    for data in (make_request("sha256:" + "0" * 64, [3]), b"rubbish"):
+        (tmp_path / REQUEST).write_bytes(data)
+        assert check(seldom(), policy=TOLERANCE, openings=tmp_path, nonce=None).request is not None
+        (tmp_path / REQUEST).unlink()
+
+
 def test_a_request_is_not_written_through_a_link(tmp_path):
     folder, victim = tmp_path / "DIR", tmp_path / "victim"
     folder.mkdir()

@@ -137,7 +137,7 @@ def test_drift_within_the_limits_passes_and_goes_nowhere():
     stolen, first, last = weights(factory().proof(rule="tolerance")), weights(path, 0), weights(path)
     assert report.drift.bound < 0.01 * distance(first, last)
     assert report.drift.bound < 0.01 * distance(last, stolen)
-    assert any("all limits together leave a forger" in statement for statement in report.assurance.statements)
+    assert any("all limits together let a forger push" in statement for statement in report.assurance.statements)
 
 
 def test_a_trifle_in_one_sample_passes_as_rounding():

@@ -221,6 +221,8 @@ CLAUSES = {
               {"limits__floor": 0.0}, 7, "limit"),
     "reference": ("near", changed(LAX, reference=D_REF), {"limits__reference": 1e-9}, 7, "is allowed"),
     "calibration": ("near", changed(LAX, reference=D_REF), {"reference": OTHERS}, None, "calibrate this recipe"),
+    "settings of the calibration": ("near", changed(LAX, reference=D_REF), {"reference": changed(D_REF, configuration=NOBODY)},
+                                    None, "with other settings"),
     "loss": ("other loss", changed(LAX, limits__loss=0.1), {"limits__loss": 1e-4}, 7, "other values for the loss"),
     "drift": ("tolerance", TOLERANCE, {"limits__drift": 1e-9}, None, "a forger could drift that far unseen"),
 }  # fmt: skip
@@ -253,7 +255,7 @@ OWNERS = {
     clauses.inputs: ("recipes", "files"),
     clauses.assured: ("seed", "level", "order", "nonce"),
     clauses.started: ("start",),
-    clauses.reference: ("calibration",),
+    clauses.reference: ("calibration", "settings of the calibration"),
     clauses.profile: ("matmul", "dtypes", "threads"),
     plausible.moved: ("moved at all", "moved"),
     hyperparameters.run: ("least steps", "every", "epochs"),
@@ -272,6 +274,7 @@ def test_without_its_function_a_clause_stops_nothing(clause, monkeypatch):
     function = next(function for function, names in OWNERS.items() if clause in names)
     monkeypatch.setattr(eight, "SHAPE", tuple(check for check in eight.SHAPE if check is not function))
     monkeypatch.setattr(drift, "afterwards", lambda _: iter(()))
+    monkeypatch.setattr(hyperparameters, "momenta", lambda _: iter(()))
     name, policy, stricter, _, _ = CLAUSES[clause]
     path, recipe = proof(name)
     assert check(path, recipe, policy=changed(policy or EXACT, **stricter)).verdict is Verdict.ACCEPT

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from factory import known_key
 from pol import canonical, policies
+from pol.digest import sha256
 from pol.errors import AuthenticityError, FormatError, UsageError
 from pol.policies import PRESETS, dump, load
 from pol.proof import calibration as calibration_format
@@ -349,7 +350,10 @@ def test_a_calibration_gives_the_reference(tmp_path, file, monkeypatch):
     monkeypatch.chdir("/")  # its path is relative to the policy file
     found = load(file(text))
     digest = calibration_format.calibration_digest(calibrated(key))
-    assert found.reference == Reference(calibration=digest, recipe=DIGEST, l1=4.0, l2=2.0, linf=2.0, cos=2.0)
+    settings = sha256(canonical.encode(calibrated(key).recipe.configuration))
+    assert found.reference == Reference(
+        calibration=digest, recipe=DIGEST, l1=4.0, l2=2.0, linf=2.0, cos=2.0, configuration=settings
+    )
     assert load(file(dump(found))) == found
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 class Forked(plain.Plain):
     at = (7,)
-    by = 0.05
+    by = 0.03
 
     def build(self):
         parts = super().build()

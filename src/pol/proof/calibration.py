@@ -109,6 +109,7 @@ def reference_of(calibration: Calibration) -> dict[str, str | float]:
     return {
         "calibration": calibration_digest(calibration),
         "recipe": calibration.recipe.digest,
+        "configuration": sha256(canonical.encode(calibration.recipe.configuration)),
         **{name: float(spread.mean) for name, spread in _metrics(calibration.parameters)},
     }
 

@@ -51,6 +51,10 @@ OUTLIERS = 0.01
 """Largest share of starts whose replays may be outliers, or one: half of what a policy lets branches explain."""
 
 
+BRANCHES = 0.02
+"""Share of intervals, or one, that a verifier lets branches explain, as in a policy."""
+
+
 @dataclass(frozen=True)
 class Cheapest:
     """The forgery that leaves the least: the share of its own move by which a tensor of parameters is off."""
@@ -209,6 +213,11 @@ def _refusals(noise: Noise, found: Rung, drift: float, reference: float) -> list
             f"no gap: honest replays need a limit of {float(found.limits.relative):.2g} of a tensor's move "
             f"({' with '.join(found.worst)}), and the cheapest forgery ({name}) leaves "
             f"{min(STILL, found.cheapest.share):.2g}, not {GAP:g} times as much"
+        )
+    if found.intervals.beyond > max(1, math.floor(BRANCHES * found.intervals.of)):
+        refused.append(
+            f"{found.intervals.beyond} of {found.intervals.of} starts have honest replays beyond limits that follow "
+            "from the others: more than a verifier takes for rare branches"
         )
     if (allowed := MARGIN * found.error) >= OF_REFERENCE * reference:
         refused.append(

@@ -108,6 +108,8 @@ class Reference(Struct, frozen=True):
     l2: Size
     linf: Size
     cos: Size
+    configuration: str | None = None
+    """Digest of the constructor arguments of that recipe; None: of any."""
 
 
 class Paper(Struct, frozen=True):

@@ -127,6 +127,7 @@ def verify(
         patience=wait if isinstance(wait, Patience) else Patience(wait),
         nonce=nonce or secrets.token_bytes(32),
         progress=progress or (lambda *_: None),
+        repeated=nonce is not None,
     )
     if case.openings is not None:
         case.openings.make()

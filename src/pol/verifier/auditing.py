@@ -21,7 +21,7 @@ from pol.order import epoch_order, observed_order, sample_list_digest
 from pol.proof.genesis import registered
 from pol.proof.report import Check, Deviation, IntervalResult, Status
 from pol.store import ORDER
-from pol.verifier import branches, drift, rounding, tolerance
+from pol.verifier import branches, drift, hyperparameters, rounding, tolerance
 from pol.verifier.case import Case, Checks, failed, passed
 from pol.verifier.replayed import Platform, segments, state_after
 
@@ -59,6 +59,7 @@ def _audit(case: Case, auditor: Auditor, platform: Platform, folder: Path | None
     if folder is not None and platform.software:
         _refute(case, auditor, folder)
     yield from _summary(case)
+    yield from hyperparameters.momenta(case)
     yield from drift.afterwards(case)
 
 

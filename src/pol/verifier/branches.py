@@ -24,6 +24,7 @@ from pol.store import ORDER
 from pol.verifier import rounding, tolerance
 from pol.verifier.case import Case
 from pol.verifier.replayed import segment_of, state_after
+from pol.verifier.reproduction import reproduction
 from pol.verifier.rounding import REPEATS
 
 SIZE = {"F64": 2.0**-53, "F32": 2.0**-24}
@@ -47,7 +48,15 @@ def explain(case: Case, auditor: Auditor, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as inner:
             if found := _branch(case, auditor, result, folder / f"{result.stop:012d}.safetensors", Path(inner)):
                 detail = f"{result.detail}. But {found} from a start that is one rounding off ends within them"
+                case.explained[result.index] = _error(case, result, folder / f"{result.stop:012d}.safetensors")
                 case.intervals[position] = msgspec.structs.replace(result, status="passed", detail=detail, branch=True)
+
+
+def _error(case: Case, result: IntervalResult, replayed: Path) -> float:
+    """How far a record is off in all parameters together, with what is carried on: what counts as drift."""
+    ends = state_after(case, result.start), Checkpoint.at(replayed), state_after(case, result.stop)
+    found = reproduction(*ends, case.carrying, result.stop, case.momenta[result.index])
+    return math.hypot(*(one.total for _, one in found if one.entry.kind == "parameter"))
 
 
 def _branch(case: Case, auditor: Auditor, result: IntervalResult, replayed: Path, folder: Path) -> str:

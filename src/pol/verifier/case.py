@@ -66,6 +66,8 @@ class Case:
     """What came of it."""
     request: Path | None = None
     """Of the named proof: the request for states that is not answered yet."""
+    repeated: bool = False
+    """Of the named proof: whether the nonce is that of an earlier verification."""
     revealed: bool = False
     """Of the named proof: whether somebody else may know the challenge by now."""
 
@@ -90,6 +92,8 @@ class Case:
     """Rule tolerance: by interval, how far its limits let all parameters be moved unseen."""
     momenta: dict[int, Momenta] = field(default_factory=dict)
     """Of the parameter groups at the end of each replayed interval."""
+    explained: dict[int, float] = field(default_factory=dict)
+    """By interval that a branch explains: the error of all parameters, with what their moments carry on."""
     otherwise: set[int] = field(default_factory=set)
     """Intervals of which a replay gave other values than recorded for more than the state."""
     drift: Drift | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pol import canonical
+from pol.digest import sha256
 from pol.errors import IntegrityError
 from pol.proof.policy import LEVELS, ORDERS, Level
 from pol.proof.sampling import order_needed
@@ -132,8 +134,14 @@ def reference(case: Case) -> Checks:
         yield unable(
             "reference", f"your calibration is of recipe {wanted.recipe}, this run is of {found}: calibrate this recipe"
         )
+    elif wanted.configuration not in (None, sha256(canonical.encode(case.genesis.recipe.configuration))):
+        yield unable(
+            "reference",
+            "your calibration is of this recipe with other settings, and distances and noise depend on them: calibrate "
+            "with the settings of this run (pol inspect shows them)",
+        )
     else:
-        yield passed("reference", "your calibration is of this recipe")
+        yield passed("reference", "your calibration is of this recipe and its settings")
 
 
 CLAUSES = (

@@ -102,8 +102,9 @@ def assurance(case: Case) -> Assurance:
         statements.append(f"Trained over the frozen base {base.name!r} with root {base.root.digest}, which you allow.")
     if case.drift is not None:
         statements.append(
-            f"Within tolerance, not bit for bit: all limits together leave a forger {case.drift.bound:.2g}, where the "
-            f"parameters moved {case.drift.distance:.3g}."
+            f"Within tolerance, not bit for bit: all limits together let a forger push the parameters by "
+            f"{case.drift.bound:.2g} in all, where they moved {case.drift.distance:.3g}. Where a training is chaotic, "
+            "a push early in it leads to another run of the same recipe, as another seed would."
         )
     no_time = "No time evidence: nothing here says when the training took place."
     return Assurance(level=level, statements=[*statements, key, no_time])

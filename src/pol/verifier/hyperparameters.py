@@ -16,7 +16,7 @@ from pol.distance import within
 from pol.errors import FormatError, IntegrityError
 from pol.proof.bounds import BY_HAND, Bounds
 from pol.verifier import bind
-from pol.verifier.case import Case, Checks, passed
+from pol.verifier.case import Case, Checks, failed, passed
 from pol.verifier.moves import rated_groups
 
 MOMENTA = ("momentum", "base_momentum", "max_momentum", "betas", "dampening", "rho", "alpha")
@@ -236,6 +236,23 @@ def _numbers(group: Group, names: tuple[str, ...]) -> Iterator[tuple[str, float]
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, int | float) and not isinstance(one, bool):
                 yield name, float(one)
+
+
+def momenta(case: Case) -> Checks:
+    """Step 7: momenta and betas at the end of every replay are within bounds: schedules may change them."""
+    bound = case.policy.bounds.momentum
+    if bound is None:
+        return
+    for index, groups in sorted(case.momenta.items()):
+        for number, values in enumerate(groups):
+            if any(not 0 <= value <= bound for value in values):
+                yield failed(
+                    "momenta",
+                    f"at the end of interval {index}, parameter group {number} has momentum or betas {values}; the "
+                    f"policy allows {bound}",
+                )
+                return
+    yield passed("momenta", f"of {len(case.momenta)} replays, momenta and betas are at most {bound}")
 
 
 CLAUSES = (run, optimizers, rates, schedules, frozen)

@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from pol.checkpoint import CHUNK, checkpoint_root, read_entries
 from pol.digest import Digest
-from pol.errors import Incomplete, IntegrityError, StoreError
+from pol.errors import Incomplete, IntegrityError, PolError, StoreError
 from pol.exchange import REQUEST, SharedFolder
-from pol.proof.request import make_request
+from pol.proof.request import MAX_REQUEST, make_request, read_request
 from pol.store import ProofDirectory, checkpoint_path
 from pol.verifier.case import Case, Checks, unable
 
@@ -51,6 +51,9 @@ def states(case: Case) -> Checks:
     for number, step in enumerate(wanted):
         case.progress("taking over states", number, len(wanted))
         waiting += [] if _take_over(case, step) else [step]
+    if waiting and case.openings is not None and not case.named.repeated and _asked_before(case, case.openings):
+        yield unable("openings", _AGAIN.format(request=case.openings.path / REQUEST))
+        return
     if waiting and case.openings is not None:
         waiting = _await(case, case.openings, waiting)
     if not waiting and case.openings is not None and not case.checkpoints.keys() >= set(wanted):
@@ -58,6 +61,24 @@ def states(case: Case) -> Checks:
         case.named.request = None
     if waiting:
         yield unable("openings", _how_to_go_on(case, waiting))
+
+
+_AGAIN = (
+    "{request} is of an earlier challenge of this proof, which nobody has answered. Go on with that one (--nonce and "
+    "--attestation, which it printed): who may leave challenges unanswered until one suits gets past any. If you give "
+    "that one up, count it against the prover, and remove the file"
+)
+
+
+def _asked_before(case: Case, folder: SharedFolder) -> bool:
+    """Whether a challenge of this proof lies in the folder unanswered.
+
+    This catches a verifier's own slip. A prover could remove the file: only the verifier's memory says for certain.
+    """
+    try:
+        return read_request(folder.read(REQUEST, MAX_REQUEST), what=REQUEST).attestation == case.attestation_digest
+    except PolError:  # none, or nothing that this verifier wrote
+        return False
 
 
 def _await(case: Case, folder: SharedFolder, missing: list[int]) -> list[int]:
