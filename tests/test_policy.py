@@ -221,8 +221,10 @@ CLAUSES = {
               {"limits__floor": 0.0}, 7, "limit"),
     "reference": ("near", changed(LAX, reference=D_REF), {"limits__reference": 1e-9}, 7, "is allowed"),
     "calibration": ("near", changed(LAX, reference=D_REF), {"reference": OTHERS}, None, "calibrate this recipe"),
-    "settings of the calibration": ("near", changed(LAX, reference=D_REF), {"reference": changed(D_REF, configuration=NOBODY)},
-                                    None, "with other settings"),
+    "settings of the calibration": (
+        "near", changed(LAX, reference=D_REF), {"reference": changed(D_REF, configuration=NOBODY)}, None,
+        "with other settings",
+    ),
     "loss": ("other loss", changed(LAX, limits__loss=0.1), {"limits__loss": 1e-4}, 7, "other values for the loss"),
     "drift": ("tolerance", TOLERANCE, {"limits__drift": 1e-9}, None, "a forger could drift that far unseen"),
 }  # fmt: skip

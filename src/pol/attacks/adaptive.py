@@ -44,18 +44,19 @@ def drifting_within(limits: Limits | None) -> Make:
     return make
 
 
-def amplified_within(limits: Limits, bounds: Bounds, most: int | None = None) -> Make:
+def amplified_within(limits: Limits, bounds: Bounds, most: int | None = None, *, push: bool = True) -> Make:
     """The same, with those settings within bounds that leave a forger the most (A19, generalised).
 
     Args:
         limits: In force.
         bounds: In force.
         most: How many settings are tried; all if None.
+        push: Whether anything is pushed; else an honest run with these settings.
     """
 
     def make(workshop: Workshop, out: Path) -> None:
         forger = workshop.begin(settings=_best(workshop, limits, itertools.islice(_settings(workshop, bounds), most)))
-        _drawn(workshop, forger, limits)
+        _drawn(workshop, forger, limits if push else None)
         forger.seal(out, workshop.key)
 
     return make
