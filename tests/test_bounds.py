@@ -108,7 +108,7 @@ USUAL = {
 
 
 @pytest.mark.parametrize("name", USUAL)
-@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("every", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_an_ordinary_training_is_within_the_preset(name, every):
     report = check(recorded(every=every, **USUAL[name]), f"{ORDINARY}:Ordinary", policy=bounded(PRESET))
     assert report.verdict is Verdict.ACCEPT, report.reason()
@@ -128,7 +128,7 @@ SHIPPED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("every", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_shipped_recipe_is_within_the_preset(name, every):
     recipe, settings = SHIPPED[name]
     report = check(recorded(recipe, every, **settings), recipe, policy=bounded(PRESET))
