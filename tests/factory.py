@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import structs
 from safetensors.torch import load_file, save_file
 
+from cases import collected
 from pol.attacks.attack import Attack
 from pol.attacks.registry import REGISTRY
 from pol.auditor import LocalAuditor
@@ -23,9 +24,8 @@ from pol.proof.policy import EXACT, Limits, Policy
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.verifier import verify
+from references import PLAIN, RECIPE
 
-RECIPE = f"{Path(__file__).parent / 'recipes' / 'toy.py'}:Toy"
-PLAIN = f"{Path(__file__).parent / 'recipes' / 'plain.py'}:Plain"
 RECIPES = {"huge-decay": PLAIN, "matched-start": PLAIN, "noisy-start": PLAIN}
 """Of attacks that need what the toy recipe does not have: weight decay, a hundred values in a tensor, no norms."""
 EVERY = 3
@@ -39,6 +39,13 @@ TOLERANCE = Policy(
     bounds=structs.replace(load("tolerance").bounds, max_every=10),
 )
 """The preset, with room for the intervals of proofs that are made here."""
+
+
+def recipe_of(name):
+    """The recipe that an attack is tried on."""
+    return {**RECIPES, **collected("RECIPES")}.get(name, RECIPE)
+
+
 POLICIES = {"exact": EXACT, "tolerance": TOLERANCE}
 """By the rule that a genesis names."""
 
@@ -88,11 +95,12 @@ class Factory:
     def forgery(self, name, keep=1, rule="exact"):
         """A forgery of an honest proof; not to be changed."""
         if (name, keep, rule) not in self._forgeries:
-            attack, recipe = REGISTRY[name], RECIPES.get(name, RECIPE)
+            attack, recipe = REGISTRY[name], recipe_of(name)
             out = self.folder / f"{name}-{keep}-{rule}"
             target = self.proof(keep, rule, recipe)
             with same_every_time(name):
-                forgery = attack.forge(target, out, self.keys[attack.forger], recipe, InProcess())
+                key, policy = self.keys[attack.forger], POLICIES[rule]
+                forgery = attack.forge(target, out, key, recipe, InProcess(), policy=policy)
             self._forgeries[name, keep, rule] = forgery
         return self._forgeries[name, keep, rule]
 
@@ -121,7 +129,7 @@ def judge(name, keep=1, rule="exact", policy=None, **options):
     if name == "stolen-given":  # it gave out other weights
         options = {"start": factory().given(), **options}
     policy = POLICIES[rule] if policy is None else policy
-    return check(forgery.path, RECIPES.get(name, RECIPE), model=forgery.model, policy=policy, **options)
+    return check(forgery.path, forgery.recipe, model=forgery.model, policy=policy, **options)
 
 
 def check(proof, recipe=RECIPE, **options):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cases import collected
 from factory import PLAIN, POLICIES, RECIPE, STEPS, TOLERANCE, check, decision, factory, forge, judge, known_key
 from pol.attacks import drift
 from pol.attacks.forger import Forger
@@ -88,6 +89,7 @@ EXPECTED = {
     "outside-name": (3, "../outside: listed in the attestation, but missing"),
     "linked-checkpoint": (2, "000000000009.safetensors: not a regular file"),
 }  # fmt: skip
+EXPECTED |= collected("TOLERANCE")
 
 
 def test_every_attack_is_here():

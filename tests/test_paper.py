@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
+from cases import collected
 from factory import EVERY, PLAIN, RECIPE, STEPS, check, factory, judge, known_key, same_every_time
 from pol import laws, policies
 from pol.attacks.forger import Forger
@@ -223,6 +224,7 @@ PAPER = {
     "pickled-checkpoint": ("REJECT", 2, "the original runs its code (I9); here nothing does"),
     "linked-checkpoint": ("REJECT", 2, "the original follows the link"),
 }  # fmt: skip
+PAPER |= collected("PAPER")
 
 
 def test_the_table_has_every_attack():

@@ -12,6 +12,7 @@ from typing import Literal
 from pol.attacks.workshop import Workshop
 from pol.executors.local import Executor
 from pol.keys import SigningKey
+from pol.proof.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Forgery:
     path: Path
     cost: Cost
     model: Path | None
+    recipe: str
+    """The recipe that it was registered for: the target's, or one that the forger published."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +44,42 @@ class Attack:
 
     name: str
     title: str
+    """What was done, in a few words."""
     forger: Literal["prover", "thief"]
     """Whose key it needs: that of the target, or one of the forger's own."""
     make: Callable[[Workshop, Path], Path | None]
+    study: tuple[str, ...] = ()
+    """Its numbers in the attack study: A published ones, T trivial ones, I those on the code of 2021."""
+    survives: str = ""
+    """Why no replay of a proof can refuse it; empty for a forgery, which has to be refused."""
+    reported: str = ""
+    """What its authors report of it against the verification of 2021, with the source; empty if nothing."""
+    adapts: bool = False
+    """Whether it makes another forgery for another policy; else one for each rule will do."""
 
-    def forge(self, target: Path, out: Path, key: SigningKey, recipe: str, executor: Executor | None = None) -> Forgery:
+    def forge(
+        self, target: Path, out: Path, key: SigningKey, recipe: str, executor: Executor | None = None, *,
+        policy: Policy | None = None, budget: float = 1.0,
+    ) -> Forgery:  # fmt: skip
         """Attack the complete proof ``target``, and write the forgery to the new directory ``out``.
+
+        Args:
+            target: The proof, with all its files.
+            out: A new directory.
+            key: The forger's.
+            recipe: The recipe of the target.
+            executor: Where honest recordings train; by default a process on this machine.
+            policy: By which it will be verified: a forger reads it as anyone does. None: it does not know.
+            budget: Gradients that it may spend, as a fraction of those of the target's training; for attacks that
+                spend as much as they are given.
 
         Raises:
             UsageError: the attack does not apply to such a training.
         """
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="pol-forger-") as scratch:
-            workshop = Workshop(target, key, recipe, Path(scratch), executor)
+            workshop = Workshop(target, key, recipe, Path(scratch), executor, policy, budget)
             model = self.make(workshop, out)
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        return Forgery(self.name, out, Cost(workshop.gradients, time.monotonic() - started, size), model)
+        cost = Cost(workshop.gradients, time.monotonic() - started, size)
+        return Forgery(self.name, out, cost, model, workshop.recipe)

@@ -148,13 +148,33 @@ def _leaves(forger: Forger, data: Any) -> list[bytes]:
 
 
 ATTACKS = (
-    Attack("other-order", "trained in another order of the data", "thief", other_order),
-    Attack("other-indices", "batches of another order in the log of an honest run", "prover", other_indices),
-    Attack("flipped-labels", "trained on wrong labels under the right dataset root", "thief", flipped_labels),
+    Attack("other-order", "trained in another order of the data", "thief", other_order, study=("T7",)),
     Attack(
-        "flipped-labels-committed", "trained on wrong labels that were committed", "thief", flipped_labels_committed
+        "other-indices", "batches of another order in the log of an honest run", "prover", other_indices, study=("T7",)
     ),
-    Attack("swapped-leaves", "leaves of other labels under the right dataset root", "prover", swapped_leaves),
-    Attack("poisoned-sample", "one sample of one batch that is not in the dataset", "thief", poisoned_sample),
-    Attack("brushed-sample", "one sample of one batch, changed by a trifle", "thief", brushed_sample),
+    Attack(
+        "flipped-labels",
+        "trained on wrong labels under the right dataset root",
+        "thief",
+        flipped_labels,
+        study=("T8", "I8"),
+    ),
+    Attack(
+        "flipped-labels-committed",
+        "trained on wrong labels that were committed",
+        "thief",
+        flipped_labels_committed,
+        study=("T8",),
+    ),
+    Attack(
+        "swapped-leaves", "leaves of other labels under the right dataset root", "prover", swapped_leaves, study=("I8",)
+    ),
+    Attack(
+        "poisoned-sample",
+        "one sample of one batch that is not in the dataset",
+        "thief",
+        poisoned_sample,
+        study=("T9", "I8"),
+    ),
+    Attack("brushed-sample", "one sample of one batch, changed by a trifle", "thief", brushed_sample, study=("T9",)),
 )

@@ -113,7 +113,25 @@ def huge_decay(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack("drifting", "a true run drawn to stolen weights within the limits of tolerance", "thief", drifting),
-    Attack("tiny-rate", "a registered rate of almost 0 and a straight line to stolen weights", "thief", tiny_rate),
-    Attack("huge-decay", "registered weight decay that makes every move, and 1 % of it, huge", "thief", huge_decay),
+    Attack(
+        "drifting",
+        "a true run drawn to stolen weights within the limits of tolerance",
+        "thief",
+        drifting,
+        study=("A18", "T16"),
+    ),
+    Attack(
+        "tiny-rate",
+        "a registered rate of almost 0 and a straight line to stolen weights",
+        "thief",
+        tiny_rate,
+        study=("A4", "T11"),
+    ),
+    Attack(
+        "huge-decay",
+        "registered weight decay that makes every move, and 1 % of it, huge",
+        "thief",
+        huge_decay,
+        study=("A19", "T11"),
+    ),
 )

@@ -105,10 +105,26 @@ def no_checkpoints(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack("random-checkpoints", "noise between a fresh start and stolen weights", "thief", random_checkpoints),
-    Attack("own-run-stolen-end", "stolen weights after an honest run of one's own", "thief", own_run),
-    Attack("interpolation", "straight line from a fresh start to stolen weights", "thief", interpolation),
-    Attack("nan-bridge", "NaN between a fresh start and stolen weights", "thief", nan_bridge),
-    Attack("no-intervals", "stolen weights with an empty log", "thief", no_intervals),
-    Attack("no-checkpoints", "stolen weights with a log but no checkpoints", "thief", no_checkpoints),
+    Attack(
+        "random-checkpoints",
+        "noise between a fresh start and stolen weights",
+        "thief",
+        random_checkpoints,
+        study=("T1",),
+    ),
+    Attack(
+        "own-run-stolen-end", "stolen weights after an honest run of one's own", "thief", own_run, study=("A8", "T4")
+    ),
+    Attack(
+        "interpolation",
+        "straight line from a fresh start to stolen weights",
+        "thief",
+        interpolation,
+        study=("A4", "T3"),
+    ),
+    Attack("nan-bridge", "NaN between a fresh start and stolen weights", "thief", nan_bridge, study=("T19", "I1")),
+    Attack("no-intervals", "stolen weights with an empty log", "thief", no_intervals, study=("T20", "I6")),
+    Attack(
+        "no-checkpoints", "stolen weights with a log but no checkpoints", "thief", no_checkpoints, study=("T3", "T20")
+    ),
 )

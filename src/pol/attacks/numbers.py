@@ -64,8 +64,14 @@ def _buffers(forger: Forger, *, floating: bool) -> list[str]:
 
 
 ATTACKS = (
-    Attack("half-precision", "checkpoints rounded to half precision", "prover", half_precision),
-    Attack("scaled-copy", "half of the last weights, and noise", "prover", scaled_copy),
-    Attack("infinite-buffers", "infinite running statistics in the last checkpoint", "prover", infinite_buffers),
-    Attack("other-counters", "other batch counters in the last checkpoint", "prover", other_counters),
+    Attack("half-precision", "checkpoints rounded to half precision", "prover", half_precision, study=("T16",)),
+    Attack("scaled-copy", "half of the last weights, and noise", "prover", scaled_copy, study=("T16", "I7")),
+    Attack(
+        "infinite-buffers",
+        "infinite running statistics in the last checkpoint",
+        "prover",
+        infinite_buffers,
+        study=("T17", "T19"),
+    ),
+    Attack("other-counters", "other batch counters in the last checkpoint", "prover", other_counters, study=("T17",)),
 )

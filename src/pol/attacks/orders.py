@@ -71,8 +71,8 @@ def wrapped_order(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack("chosen-order", "trained in one order of the forger's choice", "thief", chosen_order),
-    Attack("repeated-order", "trained on half of the samples twice, named so", "thief", repeated_order),
-    Attack("subset-order", "trained on a tenth of the samples, named so", "thief", subset_order),
-    Attack("wrapped-order", "an index outside the dataset", "thief", wrapped_order),
+    Attack("chosen-order", "trained in one order of the forger's choice", "thief", chosen_order, study=("A15",)),
+    Attack("repeated-order", "trained on half of the samples twice, named so", "thief", repeated_order, study=("T7",)),
+    Attack("subset-order", "trained on a tenth of the samples, named so", "thief", subset_order, study=("T7",)),
+    Attack("wrapped-order", "an index outside the dataset", "thief", wrapped_order, study=("T7",)),
 )

@@ -46,6 +46,12 @@ def _log_zero(forger: Forger) -> None:
 
 
 ATTACKS = (
-    Attack("constant-weights", "the first state again and again, at logged rates of 0", "thief", constant_weights),
-    Attack("zero-rate", "a learning rate of 0 in the checkpoints' optimizer", "thief", zero_rate),
+    Attack(
+        "constant-weights",
+        "the first state again and again, at logged rates of 0",
+        "thief",
+        constant_weights,
+        study=("T2",),
+    ),
+    Attack("zero-rate", "a learning rate of 0 in the checkpoints' optimizer", "thief", zero_rate, study=("I3",)),
 )

@@ -1,66 +1,67 @@
-"""Every attack by name, and which of them are those of the attack study."""
+"""Every attack by name: those of each module of this package that has ``ATTACKS``, and those of files named to it."""
 
 from __future__ import annotations
 
-from pol.attacks import (
-    data,
-    drift,
-    files,
-    interpolation,
-    numbers,
-    orders,
-    rates,
-    smuggling,
-    spans,
-    starts,
-    tampering,
-    theft,
-)  # fmt: skip
+import importlib
+import importlib.util
+import pkgutil
+from pathlib import Path
+
+from pol import attacks
 from pol.attacks.attack import Attack
+from pol.errors import UsageError
 
-FAMILIES = (tampering, numbers, spans, smuggling, rates, drift, interpolation, theft, starts, data, orders, files)
 
-REGISTRY: dict[str, Attack] = {attack.name: attack for family in FAMILIES for attack in family.ATTACKS}
+def _family(module: str) -> tuple[Attack, ...]:
+    found: tuple[Attack, ...] = getattr(importlib.import_module(module), "ATTACKS", ())
+    return found
 
-STUDY: dict[str, tuple[str, ...]] = {
-    "A4": ("interpolation", "tiny-rate"),
-    "A6": ("matched-start",),
-    "A8": ("own-run-stolen-end",),
-    "A15": ("chosen-order",),
-    "A18": ("drifting",),
-    "A19": ("huge-decay",),
-    "T1": ("random-checkpoints",),
-    "T2": ("constant-weights",),
-    "T3": ("interpolation", "no-checkpoints"),
-    "T4": ("own-run-stolen-end", "swapped-final"),
-    "T5": ("edited-checkpoint", "edited-checkpoint-attested", "edited-checkpoint-sealed"),
-    "T6": ("swapped-checkpoints", "swapped-records"),
-    "T7": ("other-order", "other-indices", "repeated-order", "subset-order", "wrapped-order"),
-    "T8": ("flipped-labels", "flipped-labels-committed"),
-    "T9": ("poisoned-sample", "brushed-sample"),
-    "T11": ("configured-rate", "declared-rate", "schedule-count", "tiny-rate", "huge-decay"),
-    "T12": ("stolen-start", "stolen-base", "stolen-given", "noisy-start"),
-    "T13": ("signed-again", "attested-again"),
-    "T16": ("half-precision", "scaled-copy", "long-interval", "drifting"),
-    "T17": ("swapped-buffers", "infinite-buffers", "other-counters"),
-    "T18": ("first-momentum", "later-momentum"),
-    "T19": ("nan-bridge", "infinite-buffers"),
-    "T20": ("unlogged-tail", "dropped-tail", "shortened-spec", "other-length", "no-intervals", "no-checkpoints",
-            "zero-steps"),
-    "T22": ("pickled-checkpoint", "named-code", "outside-name", "linked-checkpoint"),
-    "T23": ("swapped-release",),
-    "I1": ("nan-bridge",),
-    "I2": ("first-momentum", "later-momentum"),
-    "I3": ("zero-rate", "state-rate"),
-    "I4": ("swapped-buffers",),
-    "I5": ("unlogged-tail", "dropped-tail", "shortened-spec"),
-    "I6": ("no-intervals", "zero-steps"),
-    "I7": ("scaled-copy",),
-    "I8": ("swapped-leaves", "flipped-labels", "poisoned-sample"),
-    "I9": ("pickled-checkpoint", "named-code"),
-    "I10": ("untested-tensors",),
-}  # fmt: skip
-"""The attacks by their numbers in the study: A published ones, T trivial ones, I those on the code of 2021.
 
-Of the published ones only those that are cheap to make are here.
-"""
+FAMILIES: dict[str, tuple[Attack, ...]] = {
+    module.name: found
+    for module in pkgutil.iter_modules(attacks.__path__)
+    if module.name != "registry" and (found := _family(f"{attacks.__name__}.{module.name}"))
+}
+"""The attacks of each module of this package that has some: a further family is one more file."""
+
+REGISTRY: dict[str, Attack] = {attack.name: attack for family in FAMILIES.values() for attack in family}
+
+
+def read_attacks(path: Path | str) -> tuple[Attack, ...]:
+    """The attacks of a Python file elsewhere: its ``ATTACKS``. Runs its code.
+
+    Raises:
+        UsageError: there is no such file, or it has no attacks, or one has a name that is taken.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file: name a Python file with a tuple ATTACKS")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "ATTACKS", None)
+    if not isinstance(found, tuple | list) or not found or not all(isinstance(one, Attack) for one in found):
+        raise UsageError(f"{path}: expected ATTACKS, a tuple of pol.attacks.attack.Attack (docs/attacks.md has one)")
+    for attack in found:
+        if attack.name in REGISTRY:
+            raise UsageError(f"{path}: there is an attack called {attack.name} already; give yours another name")
+    return tuple(found)
+
+
+def attack_named(name: str) -> Attack:
+    """An attack of this package by its name, or one of a file as ``path/to/file.py:name``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    where, colon, own = name.rpartition(":")
+    if colon:
+        found = {attack.name: attack for attack in read_attacks(where)}
+        if own not in found:
+            raise UsageError(f"{where} has no attack {own!r}; it has {', '.join(found)}")
+        return found[own]
+    if name not in REGISTRY:
+        raise UsageError(f"no attack is called {name!r}: `pol attack list` names them all")
+    return REGISTRY[name]

@@ -162,10 +162,30 @@ def _hide_rates(forger: Forger, honest: list[Interval]) -> None:
 
 
 ATTACKS = (
-    Attack("first-momentum", "momentum in the first checkpoint, aimed at stolen weights", "thief", first_momentum),
-    Attack("later-momentum", "momentum in a later checkpoint, aimed at stolen weights", "thief", later_momentum),
-    Attack("state-rate", "a learning rate hidden in optimizer state", "thief", state_rate),
-    Attack("schedule-count", "a schedule set back in the log", "thief", schedule_count),
-    Attack("configured-rate", "another learning rate than the registered one", "thief", configured_rate),
-    Attack("declared-rate", "another learning rate in the spec than the recipe builds", "thief", declared_rate),
+    Attack(
+        "first-momentum",
+        "momentum in the first checkpoint, aimed at stolen weights",
+        "thief",
+        first_momentum,
+        study=("T18", "I2"),
+    ),
+    Attack(
+        "later-momentum",
+        "momentum in a later checkpoint, aimed at stolen weights",
+        "thief",
+        later_momentum,
+        study=("T18", "I2"),
+    ),
+    Attack("state-rate", "a learning rate hidden in optimizer state", "thief", state_rate, study=("I3",)),
+    Attack("schedule-count", "a schedule set back in the log", "thief", schedule_count, study=("T11",)),
+    Attack(
+        "configured-rate", "another learning rate than the registered one", "thief", configured_rate, study=("T11",)
+    ),
+    Attack(
+        "declared-rate",
+        "another learning rate in the spec than the recipe builds",
+        "thief",
+        declared_rate,
+        study=("T11",),
+    ),
 )

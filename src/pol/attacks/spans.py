@@ -28,6 +28,8 @@ def other_length(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack("long-interval", "one interval from a fresh start to stolen weights", "thief", long_interval),
-    Attack("other-length", "intervals of another length than the spec names", "prover", other_length),
+    Attack(
+        "long-interval", "one interval from a fresh start to stolen weights", "thief", long_interval, study=("T16",)
+    ),
+    Attack("other-length", "intervals of another length than the spec names", "prover", other_length, study=("T20",)),
 )

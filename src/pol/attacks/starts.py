@@ -87,9 +87,23 @@ def matched_start(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack("stolen-base", "stolen weights named as a start from elsewhere", "thief", stolen_base),
-    Attack("stolen-given", "stolen weights named as those the verifier gave out", "thief", stolen_given),
-    Attack("noisy-start", "stolen weights under noise as a start from elsewhere", "thief", noisy_start),
-    Attack("untested-tensors", "stolen values in norms, biases and buffers of the start", "thief", untested_tensors),
-    Attack("matched-start", "fresh draws in the order of stolen weights, then a straight line", "thief", matched_start),
+    Attack("stolen-base", "stolen weights named as a start from elsewhere", "thief", stolen_base, study=("T12",)),
+    Attack(
+        "stolen-given", "stolen weights named as those the verifier gave out", "thief", stolen_given, study=("T12",)
+    ),
+    Attack("noisy-start", "stolen weights under noise as a start from elsewhere", "thief", noisy_start, study=("T12",)),
+    Attack(
+        "untested-tensors",
+        "stolen values in norms, biases and buffers of the start",
+        "thief",
+        untested_tensors,
+        study=("I10",),
+    ),
+    Attack(
+        "matched-start",
+        "fresh draws in the order of stolen weights, then a straight line",
+        "thief",
+        matched_start,
+        study=("A6",),
+    ),
 )

@@ -136,25 +136,43 @@ def shortened_spec(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack("edited-checkpoint", "a checkpoint edited", "prover", edited_checkpoint),
+    Attack("edited-checkpoint", "a checkpoint edited", "prover", edited_checkpoint, study=("T5",)),
     Attack(
         "edited-checkpoint-attested",
         "a checkpoint edited, the attestation signed again",
         "prover",
         edited_checkpoint_attested,
+        study=("T5",),
     ),
     Attack(
         "edited-checkpoint-sealed",
         "a checkpoint edited, log and attestation made again",
         "prover",
         edited_checkpoint_sealed,
+        study=("T5",),
     ),
-    Attack("swapped-checkpoints", "two checkpoints in each other's place", "prover", swapped_checkpoints),
-    Attack("swapped-records", "two log records in each other's place", "prover", swapped_records),
-    Attack("swapped-buffers", "other running statistics in the last checkpoint", "prover", swapped_buffers),
-    Attack("swapped-final", "other weights in the last checkpoint", "prover", swapped_final),
-    Attack("swapped-release", "another model file released with an honest proof", "prover", swapped_release),
-    Attack("unlogged-tail", "other weights after the last logged step", "prover", unlogged_tail),
-    Attack("dropped-tail", "the last interval left out", "prover", dropped_tail),
-    Attack("shortened-spec", "the last interval left out, and the spec shortened", "prover", shortened_spec),
+    Attack(
+        "swapped-checkpoints", "two checkpoints in each other's place", "prover", swapped_checkpoints, study=("T6",)
+    ),
+    Attack("swapped-records", "two log records in each other's place", "prover", swapped_records, study=("T6",)),
+    Attack(
+        "swapped-buffers",
+        "other running statistics in the last checkpoint",
+        "prover",
+        swapped_buffers,
+        study=("T17", "I4"),
+    ),
+    Attack("swapped-final", "other weights in the last checkpoint", "prover", swapped_final, study=("T4",)),
+    Attack(
+        "swapped-release", "another model file released with an honest proof", "prover", swapped_release, study=("T23",)
+    ),
+    Attack("unlogged-tail", "other weights after the last logged step", "prover", unlogged_tail, study=("T20", "I5")),
+    Attack("dropped-tail", "the last interval left out", "prover", dropped_tail, study=("T20", "I5")),
+    Attack(
+        "shortened-spec",
+        "the last interval left out, and the spec shortened",
+        "prover",
+        shortened_spec,
+        study=("T20", "I5"),
+    ),
 )

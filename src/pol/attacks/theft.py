@@ -39,8 +39,8 @@ def zero_steps(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack("signed-again", "another's proof under the thief's key", "thief", signed_again),
-    Attack("attested-again", "another's genesis with the thief's attestation", "thief", attested_again),
-    Attack("stolen-start", "honest training that starts from stolen weights", "thief", stolen_start),
-    Attack("zero-steps", "stolen weights after a training of no steps", "thief", zero_steps),
+    Attack("signed-again", "another's proof under the thief's key", "thief", signed_again, study=("T13",)),
+    Attack("attested-again", "another's genesis with the thief's attestation", "thief", attested_again, study=("T13",)),
+    Attack("stolen-start", "honest training that starts from stolen weights", "thief", stolen_start, study=("T12",)),
+    Attack("zero-steps", "stolen weights after a training of no steps", "thief", zero_steps, study=("T20", "I6")),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from pol.executors.local import Executor
 from pol.interval import Interval
 from pol.keys import SigningKey
 from pol.proof.genesis import Randomness
+from pol.proof.policy import Policy
 from pol.replay import recipe as recipes
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.intervals import IntervalRecorder
@@ -26,6 +28,8 @@ from pol.replay.state import State
 from pol.store import ORDER
 
 Change = Callable[[Any], Any]
+Taken = Callable[[Recipe, Any, Any], Any]
+"""A step in place of the recipe's own: from the recipe, its parts and the batch to the loss."""
 Initialisation = Literal["derived", "given", "observed"]
 
 
@@ -38,12 +42,36 @@ class Workshop:
         recipe: The recipe of the target; it is public.
         scratch: An empty folder.
         executor: Where honest recordings train; by default a process on this machine.
+        policy: By which the forgery will be verified; None: the forger does not know.
+        budget: Gradients that the forger may spend, as a fraction of those of the target's training.
+
+    Attributes:
+        recipe: Under which the forger's own runs are registered.
+        scratch: The folder, for files that need not stay.
+        gradients: Evaluations so far. Training and recording are counted; an attack adds what it evaluates besides.
     """
 
-    def __init__(self, target: Path, key: SigningKey, recipe: str, scratch: Path, executor: Executor | None) -> None:
-        self.target, self.key, self._recipe = target, key, recipe
-        self._scratch, self._executor = scratch, executor
+    def __init__(
+        self, target: Path, key: SigningKey, recipe: str, scratch: Path, executor: Executor | None,
+        policy: Policy | None = None, budget: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.target, self.key, self.recipe, self.policy = target, key, recipe, policy
+        self.scratch, self._executor, self._budget = scratch, executor, budget
+        self._published: dict[str, Any] | None = None
         self.gradients, self._recorded = 0, 0
+
+    @property
+    def left(self) -> int:
+        """Gradients that may still be spent."""
+        spec = self.open().genesis.spec
+        return int(self._budget * spec.steps * spec.batches_per_step) - self.gradients
+
+    def publish(self, recipe: str, settings: dict[str, Any]) -> None:
+        """Register what is begun or recorded from now on for a recipe of the forger's own, with these arguments.
+
+        The verifier that names it has read it, and found nothing wrong.
+        """
+        self.recipe, self._published = recipe, settings
 
     # -- what there is to work on -------------------------------------------------------------------------------
 
@@ -72,19 +100,21 @@ class Workshop:
         self.first_state(begun)
         return begun
 
-    def record(self) -> Forger:
-        """A complete honest run of one's own."""
-        recorded = Forger(self._record({}, None, until_genesis=False))
+    def record(self, settings: dict[str, Any] | None = None, every: int | None = None) -> Forger:
+        """A complete honest run of one's own; arguments as in ``begin``."""
+        recorded = Forger(self._record(settings or {}, every, until_genesis=False))
         self.gradients += recorded.steps * recorded.genesis.spec.batches_per_step
         return recorded
 
     def _record(self, settings: dict[str, Any], every: int | None, *, until_genesis: bool) -> Path:
         self._recorded += 1
-        out = self._scratch / f"own-{self._recorded}"
+        out = self.scratch / f"own-{self._recorded}"
         genesis = self.open().genesis
-        registered = {key: canonical.untag(value, key) for key, value in genesis.recipe.configuration.items()}
+        registered = self._published
+        if registered is None:
+            registered = {key: canonical.untag(value, key) for key, value in genesis.recipe.configuration.items()}
         prover.record(
-            self._recipe, out, key=self.key, every=every or genesis.spec.every,
+            self.recipe, out, key=self.key, every=every or genesis.spec.every,
             keep=genesis.spec.keep, settings={**registered, **settings}, profile=genesis.profile,
             executor=self._executor, until_genesis=until_genesis, rule=genesis.spec.rule,
         )  # fmt: skip
@@ -119,12 +149,12 @@ class Workshop:
 
     def build(self, forger: Forger, settings: dict[str, Any] | None = None) -> Arrival:
         """The recipe as built under the seed of ``forger``; ``settings`` change its configuration."""
-        make, streams = self._maker(forger, settings or {}, None, idle=False)
+        make, streams = self._maker(forger, settings or {}, None, None)
         return advance(make, Frame(streams), Position(), stop=0)
 
     def train(
         self, forger: Forger, start: int = 0, stop: int | None = None, *, counts: dict[str, int] | None = None,
-        settings: dict[str, Any] | None = None, data: Change | None = None,
+        settings: dict[str, Any] | None = None, data: Change | None = None, step: Taken | None = None,
     ) -> None:  # fmt: skip
         """Take the steps from ``start`` and its state, and write what they give into states and records.
 
@@ -135,13 +165,14 @@ class Workshop:
             counts: Schedule counts to start from; by default those of the record before.
             settings: Configuration that is really used instead of the registered one.
             data: What is done to the dataset.
+            step: What is done in place of the recipe's own step, under the same random numbers.
         """
         index = forger.first_interval(start)
         if counts is None:
             registered = [part.name for part in forger.genesis.spec.declaration.parts if part.counted]
             counts = forger.intervals[index - 1].schedules if index else dict.fromkeys(registered, 0)
         position = Position(start, forger.states[start], counts)
-        found = self._run(forger, position, settings or {}, data, stop=stop, idle=False)
+        found = self._run(forger, position, settings or {}, data, step, stop=stop)
         after = forger.intervals[index + len(found) :]
         forger.intervals = [*forger.intervals[:index], *(interval for interval, _ in found), *after]
         forger.states |= {interval.stop: state for interval, state in found}
@@ -150,19 +181,19 @@ class Workshop:
     def pretend(self, forger: Forger, data: Change | None = None) -> None:
         """Fill the log with all that costs no gradient: true batches; losses, rates and counts as in the target."""
         target = self.open().intervals
-        found = self._run(forger, Position(), {}, data, idle=True)
+        found = self._run(forger, Position(), {}, data, lambda *_: 0.0)
         forger.intervals = [
             msgspec.structs.replace(model, batches=own.batches, root=UNSET)
             for model, (own, _) in zip(target, found, strict=True)
         ]
 
     def _run(
-        self, forger: Forger, start: Position, settings: dict[str, Any], data: Change | None, *,
-        stop: int | None = None, idle: bool,
+        self, forger: Forger, start: Position, settings: dict[str, Any], data: Change | None, step: Taken | None, *,
+        stop: int | None = None,
     ) -> list[tuple[Interval, State]]:  # fmt: skip
         torch.set_num_threads(forger.genesis.profile.threads)
         spec = forger.genesis.spec
-        make, streams = self._maker(forger, settings, data, idle=idle)
+        make, streams = self._maker(forger, settings, data, step)
         declaration = self.build(forger, settings).declaration  # what is declared by what really runs
         found: list[tuple[Interval, State]] = []
         observer = IntervalRecorder(
@@ -176,31 +207,31 @@ class Workshop:
     def _order(self, forger: Forger) -> Path | None:
         if forger.order is None:
             return None
-        path = self._scratch / ORDER
+        path = self.scratch / ORDER
         path.write_bytes(forger.order)
         return path
 
     def _maker(
-        self, forger: Forger, settings: dict[str, Any], data: Change | None, *, idle: bool
+        self, forger: Forger, settings: dict[str, Any], data: Change | None, step: Taken | None
     ) -> tuple[Callable[[], Recipe], Streams]:
         streams = Streams(forger.seed)
         tagged = {key: canonical.tag(value, key) for key, value in settings.items()}
 
         def make() -> Recipe:
             streams.init()
-            made = recipes.make(recipes.load(self._recipe), {**forger.genesis.recipe.configuration, **tagged})
+            made = recipes.make(recipes.load(self.recipe), {**forger.genesis.recipe.configuration, **tagged})
             if data is not None:
                 honest = made.data
                 made.data = lambda: data(honest())  # type: ignore[method-assign]
-            if idle:
-                made.step = lambda parts, batch: 0.0  # type: ignore[method-assign]
+            if step is not None:
+                made.step = functools.partial(step, made)  # type: ignore[method-assign]
             return made
 
         return make, streams
 
     def data(self, forger: Forger) -> Any:
         """The dataset."""
-        make, _ = self._maker(forger, {}, None, idle=False)
+        make, _ = self._maker(forger, {}, None, None)
         return make().data()
 
     def configured(self, forger: Forger, name: str) -> float:

@@ -1,0 +1,6 @@
+"""Names of the recipes that most tests train."""
+
+from pathlib import Path
+
+RECIPE = f"{Path(__file__).parent / 'recipes' / 'toy.py'}:Toy"
+PLAIN = f"{Path(__file__).parent / 'recipes' / 'plain.py'}:Plain"
