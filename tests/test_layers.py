@@ -54,7 +54,20 @@ MAY_IMPORT = {
     "verifier": {"proof", "store", "keys", "checkpoint", "exchange", "auditor", "release", "replay.recipe"},
     "recipes": {"replay.recipe", "Recipe"},
     "attacks": {"proof", "replay", "store", "keys", "executors", "prover", "recipes", "verifier.tolerance"},
-    "render": {"proof", "doctor.diagnosis"},
+    "render": {"proof", "doctor.diagnosis", "bench.result"},
+    "bench": {
+        "attacks",
+        "auditor",
+        "calibrator",
+        "checkpoint",
+        "executors",
+        "keys",
+        "policies",
+        "proof",
+        "prover",
+        "store",
+        "verifier",
+    },
     "demo": {
         "prover",
         "verifier",
@@ -75,8 +88,8 @@ MAY_IMPORT = {
 }
 MAY_USE_TORCH = {"replay", "recipes", "attacks", "integrations"}
 NEEDS_TORCH = {"torch", "torchvision", "transformers", "lightning", "accelerate", "safetensors.torch"}
-# Of the layers that may not use torch, all but the demo, which needs the recipes.
-WITHOUT_TORCH = set(MAY_IMPORT) - MAY_USE_TORCH - {"demo", "__main__"}
+# Of the layers that may not use torch, all but the demo and the bench, which need recipes and attacks.
+WITHOUT_TORCH = set(MAY_IMPORT) - MAY_USE_TORCH - {"demo", "bench", "__main__"}
 FREE_OF_TORCH = {"pol.replay.recipe", "pol.replay.sources"}  # although its layer may use it
 
 

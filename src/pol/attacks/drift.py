@@ -72,7 +72,8 @@ def drifting(workshop: Workshop, out: Path) -> None:
 
     def move(key: str, _: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         honest = float((end.double() - start.double()).norm())
-        return _towards(end, stolen[key], SHARE * min(RELATIVE * honest, ABSOLUTE * math.sqrt(end.numel())))
+        aim = torch.where(end == start, end, stolen[key])  # what stands still is compared bit for bit
+        return _towards(end, aim, SHARE * min(RELATIVE * honest, ABSOLUTE * math.sqrt(end.numel())))
 
     steered(workshop, forger, move)
     forger.seal(out, workshop.key)

@@ -31,7 +31,7 @@ def read_attacks(path: Path | str) -> tuple[Attack, ...]:
     """The attacks of a Python file elsewhere: its ``ATTACKS``. Runs its code.
 
     Raises:
-        UsageError: there is no such file, or it has no attacks, or one has a name that is taken.
+        UsageError: there is no such file, it cannot be run, it has no attacks, or one has a name that is taken.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,7 +40,10 @@ def read_attacks(path: Path | str) -> tuple[Attack, ...]:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from error
     found = getattr(module, "ATTACKS", None)
     if not isinstance(found, tuple | list) or not found or not all(isinstance(one, Attack) for one in found):
         raise UsageError(f"{path}: expected ATTACKS, a tuple of pol.attacks.attack.Attack (docs/attacks.md has one)")

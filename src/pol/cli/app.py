@@ -15,7 +15,19 @@ from typing import Annotated, Any
 
 import typer
 
-from pol.cli import answering, calibrating, demanding, examining, output, planning, proving, story, verifying
+from pol.cli import (
+    answering,
+    attacking,
+    benching,
+    calibrating,
+    demanding,
+    examining,
+    output,
+    planning,
+    proving,
+    story,
+    verifying,
+)
 from pol.errors import PolError
 from pol.version import __version__
 
@@ -58,6 +70,8 @@ app.command("calibrate", short_help="Measure how far apart independent runs of a
 app.command("policy", short_help="The presets, or one policy in full.")(demanding.policy)
 app.command("doctor", short_help="Is this training replayable? If not, which state differs, and why.")(examining.doctor)
 app.command("plan", short_help="What verifying under a policy costs, and what it would find.")(planning.plan)
+app.command("attack", short_help="Forge a proof, or list the attacks.")(attacking.attack)
+app.add_typer(benching.app, name="bench", short_help="Attacks × policies, measured.")
 app.command("inspect", short_help="Show what a proof says, unchecked; needs no torch.")(verifying.inspect)
 
 USAGE_ERROR: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -1,0 +1,190 @@
+"""Where one attack meets every policy: in a process of its own, with one of the recorded profile for the verifier."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pol.auditor import LocalAuditor
+from pol.bench import detection
+from pol.bench.result import FULL, SAMPLED, Cell, Detection, Spent
+from pol.bench.suite import columns
+from pol.checkpoint import Checkpoint, compare
+from pol.errors import PolError, UsageError
+from pol.executors.local import LocalProcess
+from pol.keys import SigningKey
+from pol.profile import Profile, environment
+from pol.proof.policy import Metric, Policy
+from pol.proof.report import Report
+from pol.statetree import Entry
+from pol.store import CHECKPOINTS
+from pol.verifier import verify
+
+Progress = Callable[[str, int, int | None], None]
+
+if TYPE_CHECKING:
+    from pol.attacks.attack import Attack, Forgery
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is attacked."""
+
+    folder: Path
+    """Holds the honest proofs, by rule, the keys, and what is being made."""
+    recipe: str
+    profile: Profile
+    delta: dict[Metric, float]
+    gradients: int
+    """Of the honest training."""
+    budget: float
+    draws: int
+
+    def target(self, rule: str) -> Path:
+        """The honest proof that fixes a rule."""
+        return self.folder / f"honest-{rule}"
+
+    def key(self, forger: str) -> SigningKey:
+        """The key of the prover or the thief."""
+        return SigningKey.load(self.folder / f"{forger}.pem")
+
+
+class Arena:
+    """One process's tools: an executor for honest recordings, and an auditor. A context manager."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.policies = columns(setting.delta)
+        self._stack = ExitStack()
+        self._executor = self._stack.enter_context(LocalProcess(setting.profile))
+        self._auditor = self._stack.enter_context(LocalAuditor(setting.recipe))
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def honest(self) -> dict[str, Report]:
+        """The reports on the honest proofs, by policy."""
+        return {
+            name: verify(self.setting.target(policy.rule), auditor=self._auditor, policy=policy)
+            for name, policy in self.policies.items()
+        }
+
+    def meet(self, attack: Attack) -> list[Cell]:
+        """One cell for each policy.
+
+        Raises:
+            UsageError: the attack has a fault: it raised what is no refusal.
+        """
+        cells: dict[str, Cell] = {}
+        replayed: dict[str, Report] = {}
+        with tempfile.TemporaryDirectory(prefix="pol-arena-", dir=self.setting.folder) as made:
+            forged: dict[str, Forgery | str] = {}
+            for name, policy in self.policies.items():
+                kind = name if attack.adapts else policy.rule
+                if kind not in forged:
+                    forged[kind] = self._forge(attack, Path(made) / kind.replace(" ", "-"), policy)
+                cells[name] = self._judge(attack, name, forged[kind], replayed)
+        return [cells[name] for name in self.policies]
+
+    def _forge(self, attack: Attack, out: Path, policy: Policy) -> Forgery | str:
+        """A forgery, or why there is none."""
+        target, key = self.setting.target(policy.rule), self.setting.key(attack.forger)
+        try:
+            return attack.forge(
+                target, out, key, self.setting.recipe, self._executor, policy=policy, budget=self.setting.budget
+            )
+        except PolError as error:
+            shutil.rmtree(out, ignore_errors=True)
+            return str(error)
+        except Exception as error:
+            raise UsageError(f"attack {attack.name} failed: {type(error).__name__}: {error}") from error
+
+    def _judge(self, attack: Attack, name: str, forgery: Forgery | str, replayed: dict[str, Report]) -> Cell:
+        policy = self.policies[name]
+
+        def cell(**found: Any) -> Cell:
+            return Cell(
+                attack=attack.name, title=attack.title, study=list(attack.study), policy=name,
+                in_scope=not attack.survives, survives=attack.survives, reported=attack.reported, **found,
+            )  # fmt: skip
+
+        if isinstance(forgery, str):
+            return cell(verdict=None, step=None, reason=forgery, cost=None)
+        with self._auditing(forgery.recipe) as auditor:
+            key = f"{forgery.path} {name}"
+            report = replayed.pop(key) if key in replayed else self._verify(forgery, name, auditor)
+            found: Detection | None = None
+            if name == SAMPLED and report.draws is not None:  # there is something left for the sample to find
+                full = self._verify(forgery, FULL, auditor)
+                replayed[f"{forgery.path} {FULL}"] = full  # of the same forgery it need not be asked again
+                found = detection.measure(forgery.path, policy, full, self.setting.draws)
+        cost = forgery.cost
+        return cell(
+            verdict=report.verdict,
+            step=report.caught_by,
+            reason=report.reason(),
+            cost=Spent(
+                gradients=cost.gradients,
+                share=cost.gradients / self.setting.gradients,
+                seconds=cost.seconds,
+                bytes=cost.bytes,
+            ),
+            apart=_apart(forgery.path, self.setting.target(policy.rule)),
+            detection=found,
+        )
+
+    def _verify(self, forgery: Forgery, name: str, auditor: LocalAuditor) -> Report:
+        return verify(forgery.path, auditor=auditor, policy=self.policies[name], model=forgery.model)
+
+    @contextmanager
+    def _auditing(self, recipe: str) -> Iterator[LocalAuditor]:
+        """An auditor for a recipe: the one at hand, if it is that of the target."""
+        if recipe == self.setting.recipe:
+            yield self._auditor
+        else:
+            with LocalAuditor(recipe) as other:
+                yield other
+
+
+def _apart(forged: Path, honest: Path) -> float | None:
+    """How far the last parameters are from the honest ones, as a share of how far these went."""
+    first, *_, last = sorted((honest / CHECKPOINTS).iterdir())
+    found = sorted((forged / CHECKPOINTS).iterdir())
+    if not found:
+        return None
+    try:
+        way = compare(Checkpoint.at(first), Checkpoint.at(last), _parameter).total.l2
+        return compare(Checkpoint.at(found[-1]), Checkpoint.at(last), _parameter).total.l2 / way
+    except (PolError, OSError):
+        return None
+
+
+def _parameter(entry: Entry) -> bool:
+    return entry.kind == "parameter"
+
+
+# -- in a process of a pool ---------------------------------------------------------------------------------------
+
+_ARENA: list[Arena] = []
+
+
+def start(setting: Setting) -> None:
+    """Get this process ready, before it imports torch."""
+    os.environ.update(environment(setting.profile) | {"PATH": os.environ.get("PATH", "")})
+    _ARENA.append(Arena(setting))
+
+
+def meet(name: str) -> list[Cell]:
+    """The cells of an attack, by its name or as ``path/to/file.py:name``."""
+    from pol.attacks.registry import attack_named
+
+    return _ARENA[0].meet(attack_named(name))

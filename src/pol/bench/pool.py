@@ -1,0 +1,77 @@
+"""Several attacks at a time, each in a process of its own, and what is finished kept."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pol.bench import arena
+from pol.bench.arena import Progress, Setting
+from pol.bench.result import Cell
+from pol.errors import ReplayError
+from pol.store import write_atomically
+
+PACKAGE = Path(__file__).parents[1]
+
+
+class Kept:
+    """Cells of finished attacks in a folder, by question: recipe, arguments, budget, and all code that answers it."""
+
+    def __init__(self, folder: Path, question: list[Any], files: Sequence[Path] = ()) -> None:
+        sources = [*sorted(PACKAGE.rglob("*.py")), *sorted(PACKAGE.rglob("*.toml")), *map(Path, files)]
+        code = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sources))
+        code.update(msgspec.json.encode(question))
+        self._folder, self._question = folder, code.hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def reference(self) -> Path:
+        """The calibration file of the question."""
+        return self._folder / f"{self._question}.calibration.json"
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{self._question}.{hashlib.sha256(name.encode()).hexdigest()[:16]}.json"
+
+    def get(self, name: str) -> list[Cell] | None:
+        """The cells of an attack, if they are there."""
+        path = self._path(name)
+        return msgspec.json.decode(path.read_bytes(), type=list[Cell]) if path.exists() else None
+
+    def put(self, name: str, cells: list[Cell]) -> None:
+        """Keep the cells of an attack."""
+        write_atomically(self._path(name), msgspec.json.encode(cells))
+
+
+def meet_all(setting: Setting, names: Sequence[str], kept: Kept, jobs: int, tell: Progress) -> dict[str, list[Cell]]:
+    """The cells of all attacks, those that are kept included.
+
+    Raises:
+        UsageError: an attack failed.
+        ReplayError: a process was killed.
+    """
+    found = {name: cells for name in names if (cells := kept.get(name)) is not None}
+    missing = [name for name in names if name not in found]
+    tell("attacking", len(found), len(names))
+    if not missing:
+        return found
+    context = multiprocessing.get_context("spawn")  # torch does not survive a fork
+    with ProcessPoolExecutor(min(jobs, len(missing)), context, arena.start, (setting,)) as pool:
+        waiting = {pool.submit(arena.meet, name): name for name in missing}
+        try:
+            for done in as_completed(waiting):
+                found[waiting[done]] = done.result()
+                kept.put(waiting[done], found[waiting[done]])
+                tell("attacking", len(found), len(names))
+        except BrokenProcessPool:
+            raise ReplayError("a process of the bench was killed (out of memory?); run the command again") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found

@@ -1,0 +1,117 @@
+"""What the bench of attacks found: one cell for each attack and policy."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pol.proof.report import Verdict
+
+
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """What a forgery cost its maker."""
+
+    gradients: int
+    """Gradient evaluations."""
+    share: float
+    """These, as a share of those of the honest training."""
+    seconds: float
+    bytes: int
+    """Of the forged proof."""
+
+
+class Detection(msgspec.Struct, frozen=True, kw_only=True):
+    """How often a challenge meets a forgery, looked up for many nonces: every interval was replayed once."""
+
+    forged: int
+    """Intervals whose replay failed."""
+    intervals: int
+    draws: int
+    """Challenges that were drawn, each from a nonce of its own."""
+    met: float
+    """Share of them that met a forged interval."""
+    predicted: float
+    """Probability of that, computed."""
+    low: float
+    high: float
+    """Between these the measured share lies with a probability of 99.999 %, if the prediction is right."""
+    uniform: float
+    """Share in which the uniform draws alone met one."""
+    uniform_predicted: float
+    """Probability of that: hypergeometric."""
+
+    @property
+    def as_predicted(self) -> bool:
+        """Whether the measured share is within the binomial interval of the prediction."""
+        return self.low <= self.met <= self.high
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One attack against one policy."""
+
+    attack: str
+    title: str
+    study: list[str]
+    """Its numbers in the attack study."""
+    policy: str
+    in_scope: bool
+    """Whether a proof of learning has to refuse it."""
+    survives: str
+    """Why not, if it has not."""
+    reported: str
+    """What its authors report of it against the verification of 2021."""
+    verdict: Verdict | None
+    """None: the attack does not apply to this training."""
+    step: int | None
+    """Number of the step that caught it."""
+    reason: str
+    cost: Spent | None
+    apart: float | None = None
+    """How far its last parameters are from the stolen ones, as a share of how far the stolen run went; None where that
+    cannot be said. 0: it claims the stolen model."""
+    detection: Detection | None = None
+    """For policies that sample, where steps 1 to 6 pass."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run of the bench found."""
+
+    schema: str = "pol/bench-attacks/v1"
+    suite: str
+    recipe: str
+    settings: dict[str, bool | int | float | str | None]
+    steps: int
+    every: int
+    budget: float
+    """Of the adaptive forger, as a share of the gradients of the honest training."""
+    delta: dict[str, float]
+    """By metric, of policy paper-2021 here: a hundredth of the distance between independent runs."""
+    policies: dict[str, str]
+    """Digests of the policies, by name."""
+    honest: dict[str, Verdict]
+    """Verdict on the honest proof, by policy."""
+    honest_seconds: float
+    honest_bytes: int
+    environment: dict[str, str]
+    seconds: float
+    results: list[Cell]
+
+    @property
+    def false_accepts(self) -> list[str]:
+        """Attacks that policy ``exact full`` had to refuse, and did not."""
+        return [c.attack for c in self.results if c.policy == FULL and c.in_scope and c.verdict is Verdict.ACCEPT]
+
+    @property
+    def unpredicted(self) -> list[str]:
+        """Attacks that were met by another share of the challenges than predicted."""
+        return [c.attack for c in self.results if c.detection is not None and not c.detection.as_predicted]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every honest proof and no forgery was accepted, and each was met as often as predicted."""
+        replayed = [cell for cell in self.results if cell.policy == FULL and cell.verdict is not None]
+        honest = bool(self.honest) and all(verdict is Verdict.ACCEPT for verdict in self.honest.values())
+        return honest and bool(replayed) and not self.false_accepts and not self.unpredicted
+
+
+PAPER, RELATIVE, TOLERANCE, SAMPLED, FULL = "paper-2021", "relative only", "tolerance", "exact sampled", "exact full"
+"""The policies of the bench."""

@@ -1,0 +1,82 @@
+"""Runs the bench: a training to attack, then every attack, and all that was found.
+
+Honest proofs are recorded and have to be accepted; then each attack forges for each rule or, if it adapts, for each
+policy, and every forgery is verified. What is finished is kept in a folder, so that an interrupted bench goes on where
+it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pol.bench import arena, preparing, suite
+from pol.bench.arena import Progress
+from pol.bench.pool import Kept, meet_all
+from pol.bench.result import Outcome
+from pol.bench.suite import Suite, columns
+from pol.errors import UsageError
+from pol.proof.policy import policy_digest
+
+MOST_BUDGET = 10.0
+"""Largest budget: a forger who may train ten times over is no forger any more."""
+
+
+def attacks(
+    *, work: Path, chosen: Suite = suite.QUICK, recipe: str = suite.DIGITS, settings: dict[str, Any] | None = None,
+    names: Sequence[str] = (), files: Sequence[Path] = (), budget: float = 0.5, jobs: int = 1,
+    progress: Progress = lambda *_: None,
+) -> Outcome:  # fmt: skip
+    """Run attacks against all policies.
+
+    Args:
+        work: Folder of what is finished: the same question is not asked again.
+        chosen: The suite.
+        recipe: What is trained.
+        settings: Constructor arguments; by default the suite's for the digits, the recipe's own for another.
+        names: Attacks, instead of those of the suite.
+        files: Python files with further attacks.
+        budget: Gradients of forgers that spend what they are given, as a share of the honest training's.
+        jobs: Processes.
+        progress: Told how far it is.
+
+    Raises:
+        UsageError: there is no such attack; or one failed, with its own error.
+    """
+    from pol.attacks.registry import REGISTRY, attack_named, read_attacks
+
+    started = time.monotonic()
+    if not 0 < budget <= MOST_BUDGET:
+        raise UsageError(f"budget {budget}: a share of the honest training, above 0 and at most {MOST_BUDGET:g}")
+    for name in names:
+        attack_named(name)
+    own = [f"{file}:{attack.name}" for file in files for attack in read_attacks(file)]
+    listed = [a.name for a in REGISTRY.values() if chosen.chosen(a.study, a.name)]
+    wanted = [*(names or ([] if own else listed)), *own]
+    given = settings if settings is not None else chosen.settings if recipe == suite.DIGITS else {}
+    kept = Kept(work, [recipe, given, budget, chosen.draws], files)
+    with tempfile.TemporaryDirectory(prefix="pol-bench-", ignore_cleanup_errors=True) as temporary:
+        prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, progress)
+        with arena.Arena(prepared.setting) as here:
+            progress("verifying honest proofs", 0, None)
+            honest = {name: report.verdict for name, report in here.honest().items()}
+        found = meet_all(prepared.setting, wanted, kept, jobs, progress)
+    return Outcome(
+        suite=chosen.name,
+        recipe=recipe,
+        settings=given,
+        steps=prepared.steps,
+        every=preparing.EVERY,
+        budget=budget,
+        delta={str(metric): value for metric, value in prepared.setting.delta.items()},
+        policies={name: policy_digest(policy) for name, policy in columns(prepared.setting.delta).items()},
+        honest=honest,
+        honest_seconds=prepared.seconds,
+        honest_bytes=prepared.bytes,
+        environment=preparing.environment(jobs),
+        seconds=time.monotonic() - started,
+        results=[cell for name in wanted for cell in found[name]],
+    )

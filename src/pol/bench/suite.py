@@ -1,0 +1,96 @@
+"""What is attacked, by what, and under which policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from pol import policies
+from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, TOLERANCE
+from pol.errors import UsageError
+from pol.proof.bounds import Bounds
+from pol.proof.policy import Challenge, Limits, Metric, Paper, Policy
+
+DIGITS = "pol.recipes.digits:DigitsCNN"
+
+FRACTION = 0.01
+"""δ of policy paper-2021 as a share of d_ref: the value of the paper's text (section VI)."""
+
+LOOSE = 0.01
+"""Limit of policy ``relative only``: a hundredth of each move, which sounds strict (attack study, section 0)."""
+
+FEW = 20
+"""Draws of policy ``relative only``: enough to meet what forges everywhere, which is all that its limit is here for."""
+
+NO_LIMIT = 1e300
+"""More than any distance of states in float32."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One training to attack, and the attacks on it."""
+
+    name: str
+    settings: dict[str, Any]
+    """Constructor arguments of the recipe."""
+    draws: int
+    """Challenges that are looked up for each sampled policy."""
+    attacks: tuple[str, ...] = field(default=())
+    """Beside those with an A-number; empty: all."""
+
+    def chosen(self, study: tuple[str, ...], name: str) -> bool:
+        """Whether an attack with these numbers and this name belongs to the suite."""
+        return not self.attacks or name in self.attacks or any(number.startswith("A") for number in study)
+
+
+QUICK = Suite(
+    "quick",
+    # 158 steps of a millisecond or two: as few as a policy that replays all of up to 150 intervals still samples.
+    {"num_epochs": 2, "width": 4, "batch_size": 19},
+    1000,
+    # One for each check that no published attack meets.
+    ("edited-checkpoint", "edited-checkpoint-sealed", "swapped-release", "dropped-tail", "unlogged-tail", "nan-bridge",
+     "first-momentum", "later-momentum", "zero-rate", "constant-weights", "signed-again", "attested-again",
+     "swapped-buffers", "repeated-order", "poisoned-sample", "flipped-labels", "pickled-checkpoint"),
+)  # fmt: skip
+FULL_SUITE = Suite("full", {"num_epochs": 12}, 10_000)
+"""The recipe as it is: 360 steps."""
+
+SUITES = {suite.name: suite for suite in (QUICK, FULL_SUITE)}
+
+
+def columns(delta: dict[Metric, float]) -> dict[str, Policy]:
+    """The policies of the bench by name.
+
+    Args:
+        delta: Of policy paper-2021, by metric.
+    """
+    exact, tolerance = policies.load("exact"), policies.load("tolerance")
+    paper = policies.load("paper-2021")
+    relative = msgspec.structs.replace(
+        tolerance,
+        name="relative-only",
+        limits=Limits(relative=LOOSE, absolute=NO_LIMIT, loss=NO_LIMIT, drift=NO_LIMIT),
+        bounds=Bounds(),
+        challenge=Challenge(strategy="uniform", uniform=FEW),
+    )
+    return {
+        PAPER: msgspec.structs.replace(paper, paper=msgspec.structs.replace(paper.paper or Paper(), delta=delta)),
+        RELATIVE: relative,
+        TOLERANCE: tolerance,
+        SAMPLED: exact,
+        FULL: policies.load("exact-full"),
+    }
+
+
+def named(name: str) -> Suite:
+    """A suite by its name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in SUITES:
+        raise UsageError(f"no suite is called {name!r}: there is {', '.join(SUITES)}")
+    return SUITES[name]

@@ -1,0 +1,319 @@
+"""The bench of attacks: what it counts, what it shows, what it keeps, and how it ends."""
+
+import json
+import xml.etree.ElementTree as ET
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from factory import RECIPE, check, factory, forge
+from pol import policies
+from pol.attacks.registry import REGISTRY, attack_named, read_attacks
+from pol.bench import arena, detection, pool, suite
+from pol.bench.result import FULL, PAPER, SAMPLED, Cell, Detection, Outcome, Spent
+from pol.cli.app import main
+from pol.errors import UsageError
+from pol.profile import Profile
+from pol.proof.policy import Challenge, check_policy
+from pol.proof.report import Verdict
+from pol.render import attacks as shown
+from pol.render.grid import figure
+
+DELTA = {"l1": 1.0, "l2": 0.1, "linf": 0.01, "cos": 0.001}
+SPENT = Spent(gradients=6, share=0.04, seconds=0.1, bytes=1000)
+MET = Detection(
+    forged=1, intervals=158, draws=1000, met=0.63, predicted=0.64, low=0.6, high=0.68,
+    uniform=0.63, uniform_predicted=0.64,
+)  # fmt: skip
+
+
+def cell(attack="lie", policy=FULL, verdict=Verdict.REJECT, step=7, **other):
+    found = {"title": "a | lie", "study": ["A4"], "in_scope": True, "survives": "", "reported": "", "cost": SPENT}
+    return Cell(attack=attack, policy=policy, verdict=verdict, step=step, reason="why | so", **{**found, **other})
+
+
+def outcome(*cells, honest=Verdict.ACCEPT):
+    names = list(suite.columns(DELTA))
+    return Outcome(
+        suite="quick", recipe="r", settings={"lr": 0.1}, steps=158, every=1, budget=0.5, delta=DELTA,
+        policies=dict.fromkeys(names, "sha256:"), honest=dict.fromkeys(names, honest), honest_seconds=1.0,
+        honest_bytes=10, environment={"torch": "2"}, seconds=2.0, results=list(cells),
+    )  # fmt: skip
+
+
+# -- what it comes to ---------------------------------------------------------------------------------------------
+
+
+def test_a_bench_is_well_only_if_replaying_everything_refuses_every_forgery():
+    assert outcome(cell()).ok
+    assert not outcome().ok  # nothing was tried
+    assert not outcome(cell(verdict=None, step=None, cost=None)).ok
+    accepted = outcome(cell(verdict=Verdict.ACCEPT, step=None))
+    assert not accepted.ok
+    assert accepted.false_accepts == ["lie"]
+    assert outcome(cell(verdict=Verdict.ACCEPT, step=None, in_scope=False, survives="true")).ok
+    assert outcome(cell(), cell(policy=PAPER, verdict=Verdict.ACCEPT, step=None)).ok
+    assert not outcome(cell(), honest=Verdict.INCONCLUSIVE).ok
+
+
+def test_a_bench_is_well_only_if_samples_meet_what_was_predicted():
+    assert outcome(cell(), cell(policy=SAMPLED, detection=MET)).ok
+    wrong = outcome(cell(), cell(policy=SAMPLED, detection=msgspec.structs.replace(MET, met=0.5)))
+    assert not wrong.ok
+    assert wrong.unpredicted == ["lie"]
+
+
+def test_the_policies_of_the_bench_can_be_used():
+    found = suite.columns(DELTA)
+    assert list(found) == ["paper-2021", "relative only", "tolerance", "exact sampled", "exact full"]
+    for policy in found.values():
+        check_policy(policy)
+    assert found[PAPER].paper.delta == DELTA
+    assert found[SAMPLED] == policies.load("exact")
+    assert found[FULL] == policies.load("exact-full")
+
+
+def test_the_quick_suite_has_every_published_attack():
+    chosen = {a.name for a in REGISTRY.values() if suite.QUICK.chosen(a.study, a.name)}
+    assert chosen >= {a.name for a in REGISTRY.values() if any(number.startswith("A") for number in a.study)}
+    assert set(suite.QUICK.attacks) <= chosen <= set(REGISTRY)
+    assert all(suite.FULL_SUITE.chosen(a.study, a.name) for a in REGISTRY.values())
+
+
+def test_a_suite_that_there_is_not():
+    with pytest.raises(UsageError, match="there is quick, full"):
+        suite.named("slow")
+
+
+# -- how often a sample meets a lie -------------------------------------------------------------------------------
+
+FEW = msgspec.structs.replace(policies.load("exact"), challenge=Challenge(strategy="uniform", uniform=1))
+
+
+def lie(workshop, out):
+    """In one record, and in nothing that others start from."""
+    forger = workshop.open()
+    forger.replace(2, loss="0.5")
+    forger.seal(out, workshop.key)
+
+
+@pytest.mark.parametrize(("make", "forged"), [(lie, 1), (REGISTRY["edited-checkpoint-sealed"].make, 2)])
+def test_the_measured_rate_is_the_predicted_one(tmp_path, make, forged):
+    proof = forge(tmp_path, make).path
+    found = detection.measure(proof, FEW, check(proof, policy=policies.load("exact-full")), 2000)
+    assert (found.forged, found.intervals, found.draws) == (forged, 5, 2000)
+    assert found.as_predicted
+    assert 0 < found.predicted < 1
+    assert found.uniform_predicted == pytest.approx(forged / 5)
+    assert abs(found.uniform - found.uniform_predicted) < 0.06
+
+
+def test_another_prediction_is_noticed(tmp_path, monkeypatch):
+    proof = forge(tmp_path, lie).path
+    monkeypatch.setattr(detection, "detection", lambda *_, **__: 0.5)
+    assert not detection.measure(proof, FEW, check(proof, policy=policies.load("exact-full")), 2000).as_predicted
+
+
+def test_nothing_to_meet_and_too_little_replayed_are_no_measurement():
+    honest = check(factory().proof(), policy=policies.load("exact-full"))
+    assert detection.measure(factory().proof(), FEW, honest, 10) is None
+    proof = factory().forgery("edited-checkpoint-sealed").path
+    sampled = check(proof, policy=FEW)
+    assert len(sampled.intervals) < 5
+    assert detection.measure(proof, FEW, sampled, 10) is None
+
+
+# -- what is shown ------------------------------------------------------------------------------------------------
+
+
+def full_outcome():
+    return outcome(
+        cell("interpolation", PAPER, Verdict.ACCEPT, None, reported="100 % at δ > 0"),
+        cell("interpolation", SAMPLED, detection=MET, apart=0.0),
+        cell("interpolation", FULL, apart=0.0),
+        cell("distilled", FULL, Verdict.ACCEPT, None, in_scope=False, survives="a true run"),
+        cell("nowhere", FULL, None, None, cost=None),
+    )
+
+
+def test_markdown():
+    text = shown.markdown(full_outcome(), "a.svg")
+    assert "![Verdict on each attack by policy](a.svg)" in text
+    row = "| `interpolation` | A4 | a \\| lie | 0.04 | 0.1 | 1 kB | 0 | **ACCEPT** | — | — | REJECT 7 | REJECT 7 |"
+    assert row in text
+    assert "| `interpolation` | 1 of 158 | 1,000 | 0.6300 | 0.6400 | 0.6300 | 0.6400 |" in text
+    assert "| `interpolation` | A4 | 100 % at δ > 0 | ACCEPT | 6 gradients, 0.04 of all |" in text
+    assert "- exact full: accepts 0 of 1 forgeries; beyond its reach are distilled: true of what they say." in text
+
+
+def test_the_figure_is_an_image_with_a_field_for_each_cell():
+    root = ET.fromstring(figure(full_outcome()))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"interpolation", "paper-2021", "ACCEPT", "REJECT 7", "REJECT 7, met 63%"} <= set(texts)
+    fields = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("height") == "16"]
+    assert len(fields) == 3 * 5
+
+
+def test_the_table_of_a_terminal():
+    console = Console(width=90)
+    with console.capture() as found:
+        shown.table(console, outcome(cell(verdict=Verdict.ACCEPT, step=None)))
+    assert "exact full: accepts 1 of 1 forgeries (lie)." in found.get()
+
+
+# -- what is kept -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_finished_is_kept_by_question(tmp_path):
+    kept = pool.Kept(tmp_path / "cells", ["r", {}, 0.5, 1000])
+    assert kept.get("lie") is None
+    kept.put("lie", [cell()])
+    assert pool.Kept(tmp_path / "cells", ["r", {}, 0.5, 1000]).get("lie") == [cell()]
+    assert pool.Kept(tmp_path / "cells", ["r", {}, 0.4, 1000]).get("lie") is None
+    own = tmp_path / "own.py"
+    own.write_text("ATTACKS = ()\n")
+    before = pool.Kept(tmp_path / "cells", [], [own]).reference
+    own.write_text("ATTACKS = []\n")
+    assert pool.Kept(tmp_path / "cells", [], [own]).reference != before
+
+
+def test_what_is_kept_is_not_made_again(tmp_path):
+    kept = pool.Kept(tmp_path, [])
+    kept.put("lie", [cell()])
+    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    assert pool.meet_all(setting, ["lie"], kept, 1, lambda *_: None) == {"lie": [cell()]}
+
+
+# -- attacks of one's own -----------------------------------------------------------------------------------------
+
+OWN = """
+from pol.attacks.attack import Attack
+
+
+def {make}(workshop, out):
+    forger = workshop.open()
+    {lie}
+    forger.seal(out, workshop.key)
+
+
+ATTACKS = (Attack("{name}", "an attack of a test", "prover", {make}, study=("X1",)),)
+"""
+
+
+def own(folder, name="own-lie", lie="forger.states[forger.steps] = forger.states[0]"):
+    path = folder / "own.py"
+    path.write_text(OWN.format(make="make", name=name, lie=lie))
+    return path
+
+
+def test_attacks_of_a_file(tmp_path):
+    path = own(tmp_path)
+    (found,) = read_attacks(path)
+    assert (found.name, found.study) == ("own-lie", ("X1",))
+    assert attack_named(f"{path}:own-lie").title == "an attack of a test"
+    with pytest.raises(UsageError, match="has no attack 'other'; it has own-lie"):
+        attack_named(f"{path}:other")
+    with pytest.raises(UsageError, match="`pol attack list` names them all"):
+        attack_named("other")
+    with pytest.raises(UsageError, match="an attack called nan-bridge already"):
+        read_attacks(own(tmp_path, "nan-bridge"))
+
+
+@pytest.mark.parametrize("text", ["1 +\n", "ATTACKS = nothing\n", "import nowhere\n"])
+def test_a_file_that_python_cannot_run(tmp_path, text):
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=r"own\.py cannot be run: "):
+        read_attacks(path)
+
+
+@pytest.mark.parametrize("text", ["", "ATTACKS = ()\n", "ATTACKS = (1,)\n", "ATTACKS = 3\n"])
+def test_a_file_without_attacks(tmp_path, text):
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="expected ATTACKS"):
+        read_attacks(path)
+    with pytest.raises(UsageError, match="no such file"):
+        read_attacks(tmp_path / "other.py")
+
+
+# -- pol attack ---------------------------------------------------------------------------------------------------
+
+
+def test_the_list(capsys):
+    assert main(["attack", "list"]) == 0
+    text = capsys.readouterr().out
+    assert f"{len(REGISTRY)} attacks" in text
+    assert main(["attack", "list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["attacks"]
+    assert [one["name"] for one in found] == list(REGISTRY)
+    assert all(one["study"] and one["title"] for one in found)
+
+
+def test_a_forgery_from_the_command_line(tmp_path, capsys):
+    out, target = tmp_path / "forged", str(factory().proof())
+    assert main(["attack", "signed-again", "--target", target, "--recipe", RECIPE, "--out", str(out)]) == 0
+    assert f"pol verify {out} --recipe {RECIPE}" in capsys.readouterr().out
+    assert check(out).caught_by == 5
+    assert main(["attack", "signed-again", "--target", target, "--recipe", RECIPE, "--out", str(out)]) == 3
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "no attack is called 'nothing'"),
+        (["nan-bridge"], "give --target and --recipe and --out"),
+        (["swapped-final", "--target", "TARGET", "--recipe", RECIPE, "--out", "OUT"], "it needs the key that signed"),
+        (["nan-bridge", "--target", "OUT", "--recipe", RECIPE, "--out", "OUT"], "no such proof directory"),
+    ],
+)
+def test_what_an_attack_cannot_do_without(tmp_path, capsys, arguments, words):
+    named = {"TARGET": str(factory().proof()), "OUT": str(tmp_path / "out")}
+    assert main(["attack", *(named.get(word, word) for word in arguments)]) == 3
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# -- pol bench attacks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--attack", "nothing"], "no attack is called 'nothing'"),
+        (["--budget", "0"], "above 0 and at most 10"),
+        (["--file", "nowhere.py"], "no such file"),
+        (["--out", __file__], "not a folder"),
+    ],
+)
+def test_what_a_bench_cannot_do(capsys, arguments, words):
+    assert main(["bench", "attacks", *arguments]) == 3
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_bench_with_an_attack_of_ones_own(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["bench", "attacks", "--recipe", RECIPE, "--attack", "interpolation", "--file", str(own(tmp_path)),
+               "--jobs", "1", "--out", str(out), "--json"]  # fmt: skip
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["honest"].values()) == {"ACCEPT"}
+    results = {(one["attack"], one["policy"]): one for one in found["results"]}
+    assert len(results) == 2 * 5
+    for name in ("interpolation", "own-lie"):
+        full = results[name, FULL]
+        assert (full["verdict"], full["step"], full["in_scope"]) == ("REJECT", 7, True)
+        assert full["cost"]["bytes"] > 0
+    assert results["own-lie", SAMPLED]["detection"]["forged"] == 1
+    assert results["interpolation", FULL]["apart"] == 0
+    assert sorted(path.name for path in out.iterdir()) == ["attacks.json", "attacks.md", "attacks.svg", "cells"]
+    assert json.loads((out / "attacks.json").read_text())["results"] == found["results"]
+    # What is finished is not made again, and an attack that breaks is named.
+    assert main(command[:-1]) == 0
+    capsys.readouterr()
+    broken = own(tmp_path, lie="1 / 0")
+    assert main(["bench", "attacks", "--recipe", RECIPE, "--file", str(broken), "--jobs", "1"]) == 3
+    assert "attack own-lie failed: ZeroDivisionError" in capsys.readouterr().err
