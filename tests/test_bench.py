@@ -1,12 +1,17 @@
 """The bench of attacks: what it counts, what it shows, what it keeps, and how it ends."""
 
 import json
+import os
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from expected import FILE, expectations
 from factory import RECIPE, check, factory, forge
 from pol import policies
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
@@ -317,3 +322,21 @@ def test_a_bench_with_an_attack_of_ones_own(tmp_path, capsys):
     broken = own(tmp_path, lie="1 / 0")
     assert main(["bench", "attacks", "--recipe", RECIPE, "--file", str(broken), "--jobs", "1"]) == 3
     assert "attack own-lie failed: ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_quick_suite_gives_what_is_expected(tmp_path):
+    """The table as users make it. A change is to be understood, and then written with tests/expected.py."""
+    command = ["pol", "bench", "attacks", "--suite", "quick", "--jobs", "2", "--out", str(tmp_path / "out"), "--json"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert expectations(outcome) == json.loads(FILE.read_text())
+    full = [one for one in outcome["results"] if one["policy"] == FULL and one["in_scope"] and one["verdict"]]
+    assert len(full) > 30
+    assert {one["verdict"] for one in full} == {"REJECT"}
+    fooled = {one["attack"] for one in outcome["results"] if one["policy"] == PAPER and one["verdict"] == "ACCEPT"}
+    assert len(fooled) > 10
+    assert all(one["detection"]["low"] <= one["detection"]["met"] <= one["detection"]["high"]
+               for one in outcome["results"] if one["detection"])  # fmt: skip
