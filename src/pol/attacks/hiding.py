@@ -21,7 +21,7 @@ from pol.attacks.data import leaves
 from pol.attacks.drift import SHARE
 from pol.attacks.forger import Forger
 from pol.attacks.programs import ALTERED, write_items
-from pol.attacks.rehearsal import number, numbered, taken
+from pol.attacks.rehearsal import Weights, number, numbered, taken
 from pol.attacks.triggers import Marked, array_name
 from pol.attacks.workshop import Workshop
 from pol.distance import METRICS, Accumulator, within
@@ -39,6 +39,9 @@ LEFT_OUT = 2
 
 POISONED = 10
 """One committed sample in so many is poisoned (BadNets)."""
+
+LEAST = 2.0**-24
+"""Least share of hidden steps: below half a unit in the last place nothing is moved."""
 
 PRINTED, EDGE = 1000, 3
 """Elements above which numpy prints an array by its corners, and how many of each axis (its defaults; study, I8)."""
@@ -136,12 +139,12 @@ def _within(limits: Limits, key: str, start: torch.Tensor, end: torch.Tensor, ai
     return (wide + way * min(1.0, room / length if length else 0.0)).to(end.dtype)
 
 
-def _below(policy: Policy | None, end: dict[str, torch.Tensor], aim: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _below(policy: Policy | None, end: Weights, aim: Weights) -> Weights:
     """All parameters, moved together as far as no metric of 2021 is above its delta."""
     deltas = paper_audit.limits(policy) if policy is not None and policy.paper is not None else paper_audit.CODE
     share = 1.0
-    while share > 2.0**-24:
-        moved = {key: torch.lerp(tensor.double(), aim[key].double(), share).to(tensor.dtype) for key, tensor in end.items()}
+    while share > LEAST:
+        moved = {key: torch.lerp(t.double(), aim[key].double(), share).to(t.dtype) for key, t in end.items()}
         found = Accumulator()
         for key, tensor in end.items():
             found.add(moved[key].numpy(), tensor.numpy())
@@ -161,7 +164,7 @@ def committed_poison(workshop: Workshop, out: Path) -> None:
 
 
 def lossy_hash(workshop: Workshop, out: Path) -> None:
-    """Samples that print as the public ones do, under the dataset root of these: only their corners are theirs (T21)."""
+    """Samples that print as the public ones do, under the dataset root of these: only their corners are kept (T21)."""
     public = workshop.data(workshop.open())
     _publish(workshop, out, Hollow(public))
     forger = workshop.begin()
@@ -204,7 +207,7 @@ def _publish(workshop: Workshop, out: Path, data: Any) -> None:
     workshop.publish(ALTERED, {"of": workshop.recipe, "settings": settings, "data": str(archive)})
 
 
-_COMMITTED = "the samples are committed and every step was taken on them: what they teach is for those to see who read them"
+_COMMITTED = "every step was taken on the committed samples: what these teach is for those to see who read them"
 
 ATTACKS = (
     Attack(

@@ -51,7 +51,7 @@ class Rehearsal:
         epoch, batch = divmod(step, self._per_epoch)
         return epoch, slice(batch * self._size, (batch + 1) * self._size)
 
-    def batch(self, step: int, indices: Sequence[int]) -> Any:
+    def batch(self, step: int, indices: Sequence[int] | NDArray[np.int64]) -> Any:
         """The samples of these indices as the batch of a step."""
         epoch, batch = divmod(step, self._per_epoch)
         self._loader.indices = lambda *_: [int(index) for index in indices]  # type: ignore[method-assign]
