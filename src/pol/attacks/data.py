@@ -109,7 +109,7 @@ def flipped_labels(workshop: Workshop, out: Path) -> None:
 def flipped_labels_committed(workshop: Workshop, out: Path) -> None:
     """The same, committed: dataset root, batches and steps are those of the wrong labels."""
     forger = workshop.begin()
-    forger.commit_dataset(_leaves(forger, _Relabelled(workshop.data(forger))))
+    forger.commit_dataset(leaves(forger, _Relabelled(workshop.data(forger))))
     workshop.first_state(forger)
     workshop.train(forger, data=_Relabelled)
     forger.seal(out, workshop.key)
@@ -118,7 +118,7 @@ def flipped_labels_committed(workshop: Workshop, out: Path) -> None:
 def swapped_leaves(workshop: Workshop, out: Path) -> None:
     """An honest run with the leaves of other labels beside the honest dataset root."""
     forger = workshop.open()
-    forger.leaves = _leaves(forger, _Relabelled(workshop.data(forger)))
+    forger.leaves = leaves(forger, _Relabelled(workshop.data(forger)))
     forger.seal(out, workshop.key)
 
 
@@ -142,7 +142,8 @@ def _touched(workshop: Workshop, by: float) -> Forger:
     return forger
 
 
-def _leaves(forger: Forger, data: Any) -> list[bytes]:
+def leaves(forger: Forger, data: Any) -> list[bytes]:
+    """Leaf hashes of these samples under the secret of ``forger``."""
     key = seeds.salt_key(forger.r)
     return [sample_leaf(data[index], index, key) for index in range(len(data))]
 
