@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from math import inf
 from typing import Any
@@ -41,7 +40,7 @@ def top(policy: Policy | None) -> int:
     return policy.paper.top if policy is not None and policy.paper is not None else TOP
 
 
-def choosing(policy: Policy | None) -> Sequence[str]:
+def choosing(policy: Policy | None) -> tuple[str, ...]:
     """The metrics by which the largest updates are chosen."""
     named = policy.paper.choose if policy is not None and policy.paper is not None else ()
     return named or tuple(deltas(policy))
