@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,9 +20,15 @@ NOISE = 0.1
 Dress = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def _begun(workshop: Workshop, dress: Dress, initialisation: Initialisation = "observed") -> Forger:
-    """A run that may start anywhere: ``dress`` makes each weight or buffer of it from a fresh and a stolen one."""
-    forger = workshop.begin()
+def begun(
+    workshop: Workshop, dress: Dress, initialisation: Initialisation = "observed", *,
+    settings: dict[str, Any] | None = None, every: int | None = None,
+) -> Forger:  # fmt: skip
+    """A run that may start anywhere: ``dress`` makes each weight or buffer of it from a fresh and a stolen one.
+
+    The other arguments are those of ``Workshop.begin``.
+    """
+    forger = workshop.begin(settings, every)
     workshop.randomise(forger, initialisation)
     stolen, weights = workshop.stolen().tensors, ("parameter/", "buffer/")
     fresh = forger.states[0].tensors
@@ -31,14 +38,14 @@ def _begun(workshop: Workshop, dress: Dress, initialisation: Initialisation = "o
 
 def stolen_base(workshop: Workshop, out: Path) -> None:
     """Honest training from the stolen weights, named as an initialisation from elsewhere."""
-    forger = _begun(workshop, lambda _, fresh, stolen: stolen)
+    forger = begun(workshop, lambda _, fresh, stolen: stolen)
     workshop.train(forger)
     forger.seal(out, workshop.key)
 
 
 def stolen_given(workshop: Workshop, out: Path) -> None:
     """The same, and the genesis says that the verifier gave them out."""
-    forger = _begun(workshop, lambda _, fresh, stolen: stolen, "given")
+    forger = begun(workshop, lambda _, fresh, stolen: stolen, "given")
     workshop.train(forger)
     forger.seal(out, workshop.key)
 
@@ -54,7 +61,7 @@ def noisy_start(workshop: Workshop, out: Path) -> None:
         wide = stolen.double()
         return (wide + NOISE * wide.std(correction=0) * drawn).to(stolen.dtype)
 
-    forger = _begun(workshop, noisy)
+    forger = begun(workshop, noisy)
     workshop.train(forger)
     forger.seal(out, workshop.key)
 
@@ -65,22 +72,27 @@ def untested_tensors(workshop: Workshop, out: Path) -> None:
     def hidden(key: str, fresh: torch.Tensor, stolen: torch.Tensor) -> torch.Tensor:
         return stolen if stolen.dim() < 2 or "emb" in key else fresh
 
-    forger = _begun(workshop, hidden)
+    forger = begun(workshop, hidden)
     workshop.train(forger)
     forger.seal(out, workshop.key)
 
 
+def matched(key: str, fresh: torch.Tensor, stolen: torch.Tensor) -> torch.Tensor:
+    """A fresh draw laid out in the order of a stolen tensor: as near to it as draws can be (attack study, A6).
+
+    A test of the distribution sees nothing. Code released with a later attack gathered where it has to scatter, which
+    gains nothing.
+    """
+    if not key.startswith("parameter/"):
+        return fresh
+    values = torch.empty_like(fresh).flatten()
+    values[stolen.flatten().argsort()] = fresh.flatten().sort().values
+    return values.reshape(fresh.shape)
+
+
 def matched_start(workshop: Workshop, out: Path) -> None:
     """Fresh draws laid out in the order of the stolen weights, and a straight line from there (attack study, A6)."""
-
-    def matched(key: str, fresh: torch.Tensor, stolen: torch.Tensor) -> torch.Tensor:
-        if not key.startswith("parameter/"):
-            return fresh
-        values = torch.empty_like(fresh).flatten()
-        values[stolen.flatten().argsort()] = fresh.flatten().sort().values
-        return values.reshape(fresh.shape)
-
-    forger = _begun(workshop, matched)
+    forger = begun(workshop, matched)
     workshop.pretend(forger)
     straight(forger, workshop.stolen())
     forger.seal(out, workshop.key)
