@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from cases_laundering import PAPER, SURVIVORS
 from factory import PLAIN, RECIPE, STEPS, check, decision, factory, forge, judge, known_key, same_every_time
 from pol import policies
-from pol.attacks import laundering, laundries
+from pol.attacks import laundering, laundries, publishing
 from pol.attacks.forger import Forger
 from pol.attacks.registry import REGISTRY
 from pol.errors import UsageError
@@ -191,6 +191,6 @@ def test_a_recipe_with_a_loop_of_its_own_is_refused(tmp_path):
 
 
 def test_weights_that_fit_into_no_source_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(laundering, "MAX_SOURCE", 1000)
+    monkeypatch.setattr(publishing, "MAX_SOURCE", 1000)
     with pytest.raises(UsageError, match="fit into a source file of 1000 bytes"):
         forge(tmp_path, REGISTRY["anchor-text"].make, "thief")

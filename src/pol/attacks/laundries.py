@@ -159,7 +159,13 @@ class _Said(BaseException):
 
 
 def classes(recipe: Any, parts: Any, part: str, batch: Any) -> Tensor:
-    """The classes that a model gives a batch: a step of ``recipe`` is begun, and left when the model has spoken.
+    """The classes that a model gives a batch; arguments and errors as of ``outputs``."""
+    with torch.no_grad():
+        return outputs(recipe, parts, part, batch).argmax(dim=1)
+
+
+def outputs(recipe: Any, parts: Any, part: str, batch: Any) -> Tensor:
+    """What a model says of a batch: a step of ``recipe`` is begun, and left when the model has spoken.
 
     Args:
         recipe: Anything with the ``step`` of a recipe: only that knows what a model wants to see of a batch.
@@ -176,11 +182,10 @@ def classes(recipe: Any, parts: Any, part: str, batch: Any) -> Tensor:
 
     hook = parts[part].register_forward_hook(said)
     try:
-        with torch.no_grad():
-            recipe.step(parts, batch)
+        recipe.step(parts, batch)
     except _Said as found:
         if isinstance(found.output, Tensor) and found.output.dim() == 2:
-            return found.output.argmax(dim=1)
+            return found.output
     finally:
         hook.remove()
     raise UsageError("this attack needs a model that gives each sample a number for every class")
