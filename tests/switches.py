@@ -3,7 +3,7 @@
 import re
 
 from pol.proof.genesis import Genesis, Spec
-from pol.verifier import auditing, authenticate, bind, clauses, eight, origins, shape
+from pol.verifier import auditing, authenticate, bases, bind, clauses, eight, origins, shape
 from pol.verifier.case import passed
 
 
@@ -63,10 +63,13 @@ OFF = {
     "cover": dropped("SHAPE", shape.cover),
     "order": dropped("SHAPE", shape.order),
     "assured": dropped("SHAPE", clauses.assured),
+    "inputs": dropped("SHAPE", clauses.inputs),
     "recipe": passing(shape.recipe, shape),
     "kept states": dropped("SHAPE", shape.kept_states),
     "finite": lambda patch: patch.setattr(shape, "_scan", lambda *_: set()),
     "origin": passing(origins.origin, origins),
+    "independence": passing(origins.independence, origins),
+    "bases": passing(bases.bases, bases),
     "audit": passing(auditing.audit, auditing),
     "samples": lambda patch: patch.setattr(auditing._Replay, "_wrong_sample", lambda *_: None),
     "measured": dropped("SHAPE", shape.measured),
