@@ -28,7 +28,7 @@ def plans(workshop: Workshop) -> list[Plan]:
     if ground.policy.procedure == "paper-2021":
         found = believing.plans(ground)
     elif ground.policy.rule == "tolerance":
-        found = [*nearing.plans(ground), *placing.own_run(ground)]
+        found = [*nearing.plans(ground), placing.own_run(ground)]
     else:
         found = placing.plans(ground)
     paid = [plan for plan in found if plan.gradients <= ground.left]

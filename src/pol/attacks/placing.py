@@ -23,12 +23,13 @@ import torch
 from pol import canonical
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
-from pol.attacks.landing import MODEL, land
+from pol.attacks.landing import MODEL, Moments, land
 from pol.attacks.planning import Ground, Plan, accepted, begin, length, pass_by
 from pol.attacks.workshop import Workshop
 from pol.proof.challenge import STRATA, Window
 from pol.proof.genesis import boundaries
 from pol.proof.plan import equal_windows
+from pol.replay.recipe import Recipe
 from pol.replay.state import State
 
 AFTER = 2
@@ -45,7 +46,10 @@ ABOVE = 4.0
 jump exceeds, and no step after it."""
 
 ROUNDS = 40
-"""Attempts at an exact end. One in three or so hits an element: 40 leave one in ten million."""
+"""Attempts at exact running statistics. One in three or so hits a value: 40 leave one in ten million."""
+
+FEW = 4
+"""Attempts where the end is known beforehand, but for a rounding that nobody thought of."""
 
 BUFFER = ".momentum_buffer"
 """How the name of a moment of SGD ends."""
@@ -86,8 +90,7 @@ class _Manner:
     settings: dict[str, Any]
     attempts: int
     """At an exact end: each takes the last steps again."""
-    moment: float | None
-    """Moments by which a weight moves by one, if the forger sets them."""
+    moments: Moments | None
     windows: Callable[[tuple[int, ...]], list[Window]]
     """What the verifier will measure, if these intervals are forged."""
 
@@ -96,15 +99,14 @@ def _hidden(ground: Ground) -> list[Plan]:
     found = []
     for may, manner in ((_turns, _turning), (_stands, _still)):
         if may(ground):
-            spare = AFTER * ground.batches * (attempts(ground, manner is _turning))
+            spare = AFTER * ground.batches * attempts(ground)
             found += [p for n in ground.lengths(spare) for p in _planned(ground, manner(ground, n), n)]
     return found
 
 
-def attempts(ground: Ground, moving: bool) -> int:
-    """How often the last steps are taken at most: once where nothing moves."""
-    buffers = any(k.startswith("buffer/") and t.is_floating_point() for k, t in ground.stolen.tensors.items())
-    return ROUNDS if moving or buffers else 2
+def attempts(ground: Ground) -> int:
+    """How often the last steps are taken at most."""
+    return ROUNDS if any(key.startswith("buffer/") for key in ground.stolen.tensors) else FEW
 
 
 def _planned(ground: Ground, manner: _Manner, intervals: int) -> list[Plan]:
@@ -120,10 +122,10 @@ def _planned(ground: Ground, manner: _Manner, intervals: int) -> list[Plan]:
         settings["num_epochs"] = intervals // ground.epoch
 
     def ends(workshop: Workshop, forger: Forger, start: int, aim: State) -> None:
-        if manner.moment is not None:  # those of the own run are of other weights
+        if manner.moments is not None:  # those of the own run are of other weights
             moments = {k: torch.zeros_like(t) for k, t in forger.states[start].tensors.items() if k.endswith(BUFFER)}
             forger.states[start] = State({**forger.states[start].tensors, **moments})
-        land(workshop, forger, start, aim, manner.attempts, manner.moment)
+        land(workshop, forger, start, aim, manner.attempts, manner.moments)
 
     def make(workshop: Workshop, out: Path) -> None:
         _spliced(workshop, begin(workshop, settings, 1), forged, ends).seal(out, workshop.key)
@@ -174,7 +176,17 @@ def _turning(ground: Ground, intervals: int) -> _Manner:
         return found
 
     settings = {"lr": RATE, "weight_decay": decay / RATE, "momentum": MOMENTUM}
-    return _Manner("turning", settings, attempts(ground, True), 1 / (MOMENTUM * RATE), windows)
+    return _Manner("turning", settings, attempts(ground), Moments((decay - 1) / (MOMENTUM * RATE), _dry), windows)
+
+
+def _dry(_: Recipe, parts: Any, batch: Any) -> float:
+    """A step whose gradient is nothing."""
+    for part in vars(parts).values():
+        if isinstance(part, torch.optim.Optimizer):
+            for parameter in (p for group in part.param_groups for p in group["params"]):
+                parameter.grad = torch.zeros_like(parameter)
+            part.step()
+    return 0.0
 
 
 def _of_buffers(ground: Ground, index: int, intervals: int) -> dict[str, float]:
@@ -203,7 +215,7 @@ def _still(ground: Ground, intervals: int) -> _Manner:
             for index in range(intervals)
         ]  # fmt: skip
 
-    return _Manner("still", {"lr": 0.0}, attempts(ground, False), None, windows)
+    return _Manner("still", {"lr": 0.0}, attempts(ground), None, windows)
 
 
 # -- how --------------------------------------------------------------------------------------------------------------
