@@ -21,7 +21,6 @@ from pol.attacks.drift import SHARE, steered
 from pol.attacks.forger import Forger
 from pol.attacks.workshop import Workshop
 from pol.errors import PolError, UsageError
-from pol.proof.genesis import boundaries
 from pol.proof.policy import Bounds, Limits
 from pol.replay.state import State
 from pol.statetree import Entry
@@ -151,7 +150,7 @@ def _best(workshop: Workshop, limits: Limits, settings: Iterable[dict[str, Any]]
 def room(forger: Forger, limits: Limits) -> float:
     """What the verifier will find: the sum of all limits, as a share of the way from the first weights to the last."""
     total = 0.0
-    for before, after in pairwise(boundaries(forger.genesis.spec)):
+    for before, after in pairwise(sorted(forger.states)):
         start, end = _parameters(forger.states[before]), _parameters(forger.states[after])
         total += math.hypot(*(limit(limits, key, start[key], end[key]) for key in end))
     first, last = _parameters(forger.states[0]), _parameters(forger.states[forger.steps])

@@ -32,7 +32,7 @@ def plans(workshop: Workshop) -> list[Plan]:
     else:
         found = placing.plans(ground)
     paid = [plan for plan in found if plan.gradients <= ground.left]
-    return sorted(paid, key=lambda p: (-p.probability * (1.0 if p.ends else ELSEWHERE), len(p.forged), p.gradients))
+    return sorted(paid, key=lambda p: (-p.probability * (1.0 if p.ends else ELSEWHERE), p.gradients))
 
 
 def adaptive(workshop: Workshop, out: Path) -> None:

@@ -37,9 +37,9 @@ def _plan(ground: Ground, name: str, intervals: int, make: Any) -> Plan:
     return Plan(name, 1 - ground.policy.paper.level, True, control, intervals, tuple(range(intervals)), make)
 
 
-def _begun(workshop: Workshop, settings: dict[str, Any], every: int) -> Forger:
+def _begun(ground: Ground, workshop: Workshop, settings: dict[str, Any], every: int) -> Forger:
     """Honest first weights, and records of true batches with rates of 0 and the losses of the target."""
-    forger = begin(workshop, settings, every)
+    forger = begin(ground, workshop, settings, every)
     pass_by(workshop, forger)
     claimed = [found.loss for found in workshop.open().intervals]
     for index, record in enumerate(forger.intervals):
@@ -53,7 +53,7 @@ def _begun(workshop: Workshop, settings: dict[str, Any], every: int) -> Forger:
 
 
 def _pieces(ground: Ground) -> list[Plan]:
-    needed = pieces(ground.target.states[0], ground.stolen, limits(ground.policy))
+    needed = pieces(ground.fresh, ground.stolen, limits(ground.policy))
     size = sum(tensor.nbytes for tensor in ground.stolen.tensors.values())
     free = ground.takes("num_epochs")
     epochs = max(ground.target.genesis.spec.declaration.epochs, -(-needed // ground.epoch)) if free else 0
@@ -62,7 +62,7 @@ def _pieces(ground: Ground) -> list[Plan]:
         return []
 
     def make(workshop: Workshop, out: Path) -> None:
-        forger = _begun(workshop, {"num_epochs": epochs} if free else {}, 1)
+        forger = _begun(ground, workshop, {"num_epochs": epochs} if free else {}, 1)
         straight(forger, workshop.stolen())
         forger.seal(out, workshop.key)
 
@@ -106,7 +106,7 @@ def _unseen(ground: Ground) -> list[Plan]:
         return []
 
     def make(workshop: Workshop, out: Path) -> None:
-        forger = _begun(workshop, {}, every)
+        forger = _begun(ground, workshop, {}, every)
         forger.states[forger.steps] = workshop.stolen()
         forger.seal(out, workshop.key)
 
@@ -120,7 +120,7 @@ def _no_number(ground: Ground) -> Plan:
     every = max(1, ground.target.steps // 2)
 
     def make(workshop: Workshop, out: Path) -> None:
-        forger = _begun(workshop, {}, every)
+        forger = _begun(ground, workshop, {}, every)
         stolen = workshop.stolen()
         for step, _ in pairwise(boundaries(forger.genesis.spec)[1:]):
             forger.states[step] = State(

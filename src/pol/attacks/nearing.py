@@ -10,16 +10,16 @@ import torch
 
 from pol.attacks.adaptive import BLOCKS, drawn, limit, room
 from pol.attacks.drift import SHARE, around, steered, towards
-from pol.attacks.planning import Ground, Plan, begin
+from pol.attacks.planning import Ground, Plan, begin, length
 from pol.attacks.workshop import Workshop
 from pol.proof.policy import Limits
 from pol.replay.state import State
 
-TURNING = {"lr": 1e-6, "weight_decay": 2e6, "momentum": 0.0}
+TURNING: dict[str, Any] = {"lr": 1e-6, "weight_decay": 2e6, "momentum": 0.0}
 """lr * weight_decay = 2: every honest step turns the weights over, so limits are shares of twice their norm (A19)."""
 
-WAY = 1.34
-"""Norms that have to be crossed, in shares of one: 134 moves of 1 % went all the way (attack study, A19)."""
+SPARE = 1.1
+"""More turns than a dry run took: the weights that the forger will draw are not known yet, and gradients disturb."""
 
 
 def plans(ground: Ground) -> list[Plan]:
@@ -34,39 +34,47 @@ def _turned(ground: Ground) -> list[Plan]:
         return []
     if (bounds.rate_times_decay or math.inf) < 2 or (bounds.least_rate or 0.0) > TURNING["lr"]:
         return []
-    found = []
-    needed = turns(ground.target.states[0], ground.stolen, limits)
-    spare = ground.batches
-    for steps in ground.lengths(spare):
-        if steps < needed:
-            continue
-        settings: dict[str, Any] = {**TURNING}
-        if ground.takes("num_epochs"):
-            steps = max(-(-needed // ground.epoch), ground.policy.bounds.min_epochs) * ground.epoch
-            settings["num_epochs"] = steps // ground.epoch
+    paid = (ground.left - ground.control(ground.target.steps)) // ground.batches
+    needed = max(math.ceil(SPARE * turns(ground.fresh, ground.stolen, limits, paid)), bounds.min_steps)
+    steps, settings = ground.target.steps, {**TURNING}
+    if ground.takes("num_epochs"):
+        epochs = max(-(-needed // ground.epoch), bounds.min_epochs)
+        steps, settings["num_epochs"] = epochs * ground.epoch, epochs
+    if steps < needed or steps > paid:
+        return []
 
-        def make(workshop: Workshop, out: Path, settings: dict[str, Any] = settings) -> None:
-            _turn(workshop, limits, settings, out)
+    def make(workshop: Workshop, out: Path) -> None:
+        _turn(ground, workshop, limits, settings, out)
 
-        gradients = ground.control(steps) + steps * ground.batches
-        share = steps * SHARE / WAY * limits.relative
-        found.append(Plan("turned", float(share <= limits.drift), True, gradients, steps, (), make))
+    norm, stolen = (length(state, "parameter") for state in (ground.target.states[0], ground.stolen))
+    share = steps * limits.relative * 2 * max(norm, stolen) / math.hypot(norm, stolen)
+    gradients = ground.control(steps) + steps * ground.batches
+    return [Plan("turned", float(share <= limits.drift), True, gradients, steps, (), make)]
+
+
+def turns(first: State, last: State, limits: Limits, most: int) -> int:
+    """How many steps that turn the weights over lead from one state to another, each within the limits.
+
+    Counted in a frame that turns with them; no more than one above ``most``.
+    """
+    found = 0
+    for key, tensor in last.tensors.items():
+        if key.startswith("parameter/"):
+            for sign in (1, -1):
+                found = max(found, _turns(limits, key, sign * first.tensors[key], tensor, most))
     return found
 
 
-def turns(first: State, last: State, limits: Limits) -> int:
-    """How many steps that turn the weights over lead from one state to another, each within the limits."""
-    most = 1.0
-    for key, tensor in last.tensors.items():
-        if key.startswith("parameter/"):
-            norm = max(float(state.tensors[key].double().norm()) for state in (first, last))
-            step = min(2 * norm * limits.relative, limits.tensors.get(key, limits.absolute) * math.sqrt(tensor.numel()))
-            most = max(most, 2 * norm * WAY / step if step else math.inf)
-    return math.ceil(most) if math.isfinite(most) else 2**53
+def _turns(limits: Limits, key: str, here: torch.Tensor, aim: torch.Tensor, most: int) -> int:
+    for number in range(most + 1):
+        if torch.equal(here, aim):
+            return number
+        here = towards(here, around(here, aim), SHARE * limit(limits, key, -here, here))
+    return most + 1
 
 
-def _turn(workshop: Workshop, limits: Limits, settings: dict[str, Any], out: Path) -> None:
-    forger, stolen = begin(workshop, settings, 1), workshop.stolen().tensors
+def _turn(ground: Ground, workshop: Workshop, limits: Limits, settings: dict[str, Any], out: Path) -> None:
+    forger, stolen = begin(ground, workshop, settings, 1), workshop.stolen().tensors
 
     def move(key: str, step: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         sign = -1 if (forger.steps - step) % 2 else 1  # so that the last step turns them the right way
@@ -91,7 +99,7 @@ def _drawn(ground: Ground) -> list[Plan]:
     within = float(room(ground.target, limits) <= limits.drift)
 
     def make(workshop: Workshop, out: Path) -> None:
-        forger = begin(workshop, settings, every)
+        forger = begin(ground, workshop, settings, every)
         drawn(workshop, forger, limits, blocks)
         forger.seal(out, workshop.key)
 

@@ -128,7 +128,7 @@ def _planned(ground: Ground, manner: _Manner, intervals: int) -> list[Plan]:
         land(workshop, forger, start, aim, manner.attempts, manner.moments)
 
     def make(workshop: Workshop, out: Path) -> None:
-        _spliced(workshop, begin(workshop, settings, 1), forged, ends).seal(out, workshop.key)
+        _spliced(workshop, begin(ground, workshop, settings, 1), forged, ends).seal(out, workshop.key)
 
     return [Plan(manner.name, probability, True, gradients, intervals, forged, make)]
 
@@ -247,10 +247,10 @@ def own_run(ground: Ground) -> Plan:
     forged = tuple(range(honest, len(steps) - 1))
 
     def make(workshop: Workshop, out: Path) -> None:
-        forger = workshop.begin()
+        forger = begin(ground, workshop, {}, spec.every)
+        workshop.pretend(forger)
         if honest:
             workshop.train(forger, 0, steps[honest])
-        pass_by(workshop, forger, steps[honest])
         start, stolen = forger.states[steps[honest]].tensors, workshop.stolen()
         for step in steps[honest + 1 : -1]:
             share = (step - steps[honest]) / (spec.steps - steps[honest])
@@ -261,5 +261,5 @@ def own_run(ground: Ground) -> Plan:
         forger.seal(out, workshop.key)
 
     gradients = ground.control(spec.steps) + steps[honest] * ground.batches
-    probability = accepted(ground.policy, equal_windows(spec.steps, spec.every, spec.keep), [], forged)
+    probability = accepted(ground.policy, equal_windows(spec.steps, spec.every, 1), [], forged)
     return Plan("own run", probability, True, gradients, len(steps) - 1, forged, make)

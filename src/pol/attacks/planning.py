@@ -14,7 +14,8 @@ import torch
 from pol.attacks.forger import Forger
 from pol.attacks.workshop import Workshop
 from pol.errors import AuthenticityError, FormatError, IntegrityError
-from pol.proof.challenge import Window, spans
+from pol.proof.attestation import attestation_digest
+from pol.proof.challenge import Window, draw, spans
 from pol.proof.genesis import CONTROL_STEPS, kept
 from pol.proof.plan import detection
 from pol.proof.policy import Bounds, Policy
@@ -69,6 +70,13 @@ class Ground:
         """The last state of the target."""
         return self.target.states[self.target.steps]
 
+    @property
+    def fresh(self) -> State:
+        """First weights as another seed might draw them: those of the target, each tensor shuffled."""
+        draws = torch.Generator().manual_seed(0)
+        found = self.target.states[0].tensors
+        return State({k: t.flatten()[torch.randperm(t.numel(), generator=draws)].view_as(t) for k, t in found.items()})
+
     def takes(self, *names: str) -> bool:
         """Whether the recipe has these constructor arguments."""
         return set(names) <= self.target.genesis.recipe.configuration.keys()
@@ -99,11 +107,11 @@ class Ground:
         return all(getattr(self.policy.bounds, name) == getattr(none, name) for name in bounds)
 
 
-def begin(workshop: Workshop, settings: dict[str, Any], every: int) -> Forger:
-    """A run of the forger's own, of which every state is kept."""
+def begin(ground: Ground, workshop: Workshop, settings: dict[str, Any], every: int) -> Forger:
+    """A run of the forger's own under the rule of the policy, of which every state is kept."""
     forger = workshop.begin(settings=settings, every=every)
-    if forger.genesis.spec.keep != 1:
-        spec = msgspec.structs.replace(forger.genesis.spec, keep=1)
+    spec = msgspec.structs.replace(forger.genesis.spec, keep=1, rule=ground.policy.rule)
+    if spec != forger.genesis.spec:
         forger.genesis, forger.kept = msgspec.structs.replace(forger.genesis, spec=spec), kept(spec)
         workshop.first_state(forger)  # another genesis has another seed
     return forger
@@ -135,17 +143,24 @@ def foreseen(proof: Path, policy: Policy, forged: Collection[int]) -> float:
         policy: By which it will be verified.
         forged: Intervals that no replay gives again.
     """
+    case = looked_over(proof, policy)
+    if case is None:
+        return 0.0
+    each, every = policy.rule == "tolerance", case.genesis.spec.every
+    resumed = [step // every for step in case.journal.resumes if 0 < step < case.genesis.spec.steps]
+    suspected = draw(policy.challenge, attestation_digest(case.statement), case.nonce, case.windows, [],
+                     suspects(case.screens)).screened  # fmt: skip
+    if any(first <= index <= last for first, last in spans(case.windows, suspected, each=each) for index in forged):
+        return 0.0
+    return accepted(policy, case.windows, resumed, forged)
+
+
+def looked_over(proof: Path, policy: Policy) -> Case | None:
+    """What a verifier knows of a proof before it builds or replays anything; None if it knows enough to refuse it."""
     case = Case(store=ProofDirectory(proof), policy=policy, model=None, nonce=bytes(32), progress=lambda *_: None)
     steps = (*eight.AUTHENTICATE, authenticate.contents, *eight.BIND, *eight.SHAPE)
     try:
         checks = itertools.chain(authenticate.envelopes(case), *(step(case) for step in steps))
-        if any(check.status != "passed" for check in checks):
-            return 0.0
+        return None if any(check.status != "passed" for check in checks) else case
     except (FormatError, IntegrityError, AuthenticityError):
-        return 0.0
-    if policy.challenge.strategy in ("mix", "screened"):
-        looked_at = suspects(case.screens)[: policy.challenge.screened]
-        replayed = spans(case.windows, looked_at, each=policy.rule == "tolerance")
-        if any(first <= index <= last for index in forged for first, last in replayed):
-            return 0.0
-    return accepted(policy, case.windows, case.journal.resumes, forged)
+        return None
