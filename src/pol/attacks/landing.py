@@ -1,7 +1,8 @@
 """A state from which honest steps end at given weights, bit for bit, where each value goes its own way.
 
 It does where gradients are nothing beside decay, or rates are 0, and running statistics do anywhere: then each value is
-found alone, and one more attempt is made for all at once.
+found alone, and one more attempt is made for all at once. Running statistics that are much smaller than what a batch
+adds to them lie between the values that any start leads to, and so end a rounding off.
 """
 
 from __future__ import annotations
@@ -101,9 +102,7 @@ class _Search:
 
     def _moment(self, key: str) -> str | None:
         kind, _, name = key.partition("/")
-        return next(
-            (k for k in self._tried if kind == "parameter" and k.endswith(f".{name}.momentum_buffer")), None
-        )
+        return next((k for k in self._tried if kind == "parameter" and k.endswith(f".{name}.momentum_buffer")), None)
 
     def _ends(self, step: Taken | None = None) -> dict[str, torch.Tensor]:
         self._forger.states[self._start] = State(dict(self._tried))
@@ -136,7 +135,8 @@ class _Search:
         for key in self._aim:
             tensor = self._tried[key]
             if tensor.is_floating_point():
-                self._tried[key] = torch.where(tensor == 0, PROBE, tensor * (1 + PROBE)).to(tensor.dtype)
+                other = torch.where(tensor == 0, PROBE, tensor * (1 + PROBE)).to(tensor.dtype)
+                self._tried[key] = torch.where(self._off[key] > 0, other, tensor)  # what is right moves nothing else
         ends = self._ends(step)
         for key in self._aim:
             change = self._tried[key].double() - before[key].double()

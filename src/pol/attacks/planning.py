@@ -37,7 +37,8 @@ class Plan:
     probability: float
     """Of an ACCEPT, over the verifier's nonce."""
     ends: bool
-    """Whether it ends at the stolen weights, bit for bit; else nearer to them than an honest run."""
+    """Whether it ends at the stolen weights, bit for bit (running statistics as near as they round); else it is only
+    nearer to them than an honest run."""
     gradients: int
     """That it takes at most."""
     intervals: int
