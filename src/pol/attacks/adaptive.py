@@ -21,7 +21,6 @@ from pol.attacks.drift import SHARE, steered
 from pol.attacks.forger import Forger
 from pol.attacks.workshop import Workshop
 from pol.errors import PolError, UsageError
-from pol.proof.genesis import boundaries
 from pol.proof.policy import Bounds, Limits
 from pol.replay.state import State
 from pol.statetree import Entry
@@ -38,7 +37,7 @@ def drifting_within(limits: Limits | None) -> Make:
 
     def make(workshop: Workshop, out: Path) -> None:
         forger = workshop.begin()
-        _drawn(workshop, forger, limits)
+        drawn(workshop, forger, limits)
         forger.seal(out, workshop.key)
 
     return make
@@ -56,18 +55,21 @@ def amplified_within(limits: Limits, bounds: Bounds, most: int | None = None, *,
 
     def make(workshop: Workshop, out: Path) -> None:
         forger = workshop.begin(settings=_best(workshop, limits, itertools.islice(_settings(workshop, bounds), most)))
-        _drawn(workshop, forger, limits if push else None)
+        drawn(workshop, forger, limits if push else None)
         forger.seal(out, workshop.key)
 
     return make
 
 
-def _drawn(workshop: Workshop, forger: Forger, limits: Limits | None) -> None:
-    """Train, and push every end state within the limits; each block in the direction that ends nearer to the aim."""
+def drawn(workshop: Workshop, forger: Forger, limits: Limits | None, blocks: int = BLOCKS) -> None:
+    """Train, and push every end state within the limits; each block in the direction that ends nearer to the aim.
+
+    Takes one training, and one more for each of the first ``blocks`` of them that is tried the other way round.
+    """
     aim = _parameters(workshop.stolen())
     signs = [1.0] * BLOCKS
     nearest = _run(workshop, forger, limits, aim, signs)
-    for block in range(BLOCKS if limits is not None else 0):
+    for block in range(blocks if limits is not None else 0):
         kept = dict(forger.states), list(forger.intervals)
         signs[block] = -1.0
         found = _run(workshop, forger, limits, aim, signs)
@@ -89,7 +91,7 @@ def _run(
         sign = signs[min(BLOCKS - 1, BLOCKS * (step - 1) // forger.steps)]
         moved = end.double() != start.double()  # what stands still is compared bit for bit
         way = torch.where(moved, aim[key].double() - end.double(), 0.0)
-        room = SHARE * _limit(limits, key, start, end)
+        room = SHARE * limit(limits, key, start, end)
         length = float(way.norm())
         return (end.double() + sign * way * min(1.0, room / length if length else 0.0)).to(end.dtype)
 
@@ -98,7 +100,8 @@ def _run(
     return math.hypot(*(float((last[key].double() - aim[key].double()).norm()) for key in aim))
 
 
-def _limit(limits: Limits, key: str, start: torch.Tensor, end: torch.Tensor) -> float:
+def limit(limits: Limits, key: str, start: torch.Tensor, end: torch.Tensor) -> float:
+    """The limit of one tensor over one interval."""
     kind, _, name = key.partition("/")
     dtype = {torch.float64: "F64"}.get(end.dtype, "F32")
     entry = Entry(kind=kind, name=name, dtype=dtype, shape=list(end.shape))
@@ -136,7 +139,7 @@ def _best(workshop: Workshop, limits: Limits, settings: Iterable[dict[str, Any]]
             workshop.train(forger)
         except PolError:  # it diverges, or cannot be recorded
             continue
-        share = _room(forger, limits)
+        share = room(forger, limits)
         if share <= limits.drift:
             found.append((share, number, tried))
     if not found:
@@ -144,12 +147,12 @@ def _best(workshop: Workshop, limits: Limits, settings: Iterable[dict[str, Any]]
     return max(found)[2]
 
 
-def _room(forger: Forger, limits: Limits) -> float:
+def room(forger: Forger, limits: Limits) -> float:
     """What the verifier will find: the sum of all limits, as a share of the way from the first weights to the last."""
     total = 0.0
-    for before, after in pairwise(boundaries(forger.genesis.spec)):
+    for before, after in pairwise(sorted(forger.states)):
         start, end = _parameters(forger.states[before]), _parameters(forger.states[after])
-        total += math.hypot(*(_limit(limits, key, start[key], end[key]) for key in end))
+        total += math.hypot(*(limit(limits, key, start[key], end[key]) for key in end))
     first, last = _parameters(forger.states[0]), _parameters(forger.states[forger.steps])
     way = math.hypot(*(float((last[key].double() - first[key].double()).norm()) for key in last))
     return total / way if way else math.inf

@@ -52,14 +52,14 @@ def steered(workshop: Workshop, forger: Forger, move: Move) -> None:
         forger.states[after] = State({**end, **moved})
 
 
-def _towards(end: torch.Tensor, aim: torch.Tensor, most: float) -> torch.Tensor:
+def towards(end: torch.Tensor, aim: torch.Tensor, most: float) -> torch.Tensor:
     """``end``, moved towards ``aim`` by at most ``most``."""
     way = aim.double() - end.double()
     length = float(way.norm())
     return aim.clone() if length <= most else (end.double() + way * (most / length)).to(end.dtype)
 
 
-def _around(end: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
+def around(end: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
     """A nearer aim, where ``aim`` lies beyond zero: near zero, moves are small, and so is what limits leave of them."""
     wide, far = end.double(), aim.double()
     along = float((wide * far).sum())
@@ -73,7 +73,7 @@ def drifting(workshop: Workshop, out: Path) -> None:
     def move(key: str, _: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         honest = float((end.double() - start.double()).norm())
         aim = torch.where(end == start, end, stolen[key])  # what stands still is compared bit for bit
-        return _towards(end, aim, SHARE * min(RELATIVE * honest, ABSOLUTE * math.sqrt(end.numel())))
+        return towards(end, aim, SHARE * min(RELATIVE * honest, ABSOLUTE * math.sqrt(end.numel())))
 
     steered(workshop, forger, move)
     forger.seal(out, workshop.key)
@@ -107,7 +107,7 @@ def huge_decay(workshop: Workshop, out: Path) -> None:
     def move(key: str, step: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         sign = -1 if (forger.steps - step) % 2 else 1  # so that the last step turns them the right way
         most = SHARE * LOOSE * float((end.double() - start.double()).norm())
-        return _towards(end, _around(end, sign * stolen[key]), most)
+        return towards(end, around(end, sign * stolen[key]), most)
 
     steered(workshop, forger, move)
     forger.seal(out, workshop.key)

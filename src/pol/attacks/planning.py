@@ -1,0 +1,167 @@
+"""What an adaptive forger plans with: its target, its budget, and how probable it is that a forgery is accepted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from pol.attacks.forger import Forger
+from pol.attacks.workshop import Workshop
+from pol.errors import AuthenticityError, FormatError, IntegrityError
+from pol.proof.attestation import attestation_digest
+from pol.proof.challenge import Window, draw, spans
+from pol.proof.genesis import CONTROL_STEPS, kept
+from pol.proof.plan import detection
+from pol.proof.policy import Bounds, Policy
+from pol.proof.screens import suspects
+from pol.replay.state import State
+from pol.store import ProofDirectory
+from pol.verifier import authenticate, eight
+from pol.verifier.case import Case
+
+MEMORY = 2**31
+"""Bytes of states that a forger holds at most: two copies of them fit a laptop."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A forgery that could be made, and what its maker expects of it."""
+
+    name: str
+    probability: float
+    """Of an ACCEPT, over the verifier's nonce."""
+    ends: bool
+    """Whether it ends at the stolen weights, bit for bit (running statistics as near as they round); else it is only
+    nearer to them than an honest run."""
+    gradients: int
+    """That it takes at most."""
+    intervals: int
+    forged: tuple[int, ...]
+    """Those that no replay gives again."""
+    make: Callable[[Workshop, Path], None] = field(repr=False, compare=False)
+
+
+class Ground:
+    """Where plans are made.
+
+    Attributes:
+        workshop: The forger's.
+        policy: By which the forgery will be verified.
+        target: The proof that is attacked, taken apart.
+        left: Gradients that may be spent.
+        batches: Gradients of one step.
+        epoch: Steps of one epoch.
+    """
+
+    def __init__(self, workshop: Workshop, policy: Policy) -> None:
+        self.workshop, self.policy, self.left = workshop, policy, workshop.left
+        self.target: Forger = workshop.open()
+        spec = self.target.genesis.spec
+        self.batches = spec.batches_per_step
+        self.epoch = spec.declaration.steps_per_epoch(self.batches)
+
+    @property
+    def stolen(self) -> State:
+        """The last state of the target."""
+        return self.target.states[self.target.steps]
+
+    @property
+    def fresh(self) -> State:
+        """First weights as another seed might draw them: those of the target, each tensor shuffled."""
+        draws = torch.Generator().manual_seed(0)
+        found = self.target.states[0].tensors
+        return State({k: t.flatten()[torch.randperm(t.numel(), generator=draws)].view_as(t) for k, t in found.items()})
+
+    def takes(self, *names: str) -> bool:
+        """Whether the recipe has these constructor arguments."""
+        return set(names) <= self.target.genesis.recipe.configuration.keys()
+
+    def control(self, steps: int) -> int:
+        """Gradients that a genesis takes: its control run, and the last step of it again."""
+        return 2 * min(CONTROL_STEPS, steps) * self.batches
+
+    def lengths(self, spare: int) -> list[int]:
+        """Numbers of steps of a run that are worth a thought, where ``spare`` gradients are kept for other things.
+
+        The longest that can be paid for, since a sample of ever more intervals finds a forged one ever more seldom;
+        and the shortest that is not replayed whole. The forger chooses T, where the recipe has an argument for it and
+        the policy no minimum.
+        """
+        if not self.takes("num_epochs"):
+            return [self.target.steps]
+        bounds, state = self.policy.bounds, sum(t.nbytes for t in self.stolen.tensors.values())
+        paid = (self.left - self.control(CONTROL_STEPS) - spare) // self.batches
+        longest = min(paid, MEMORY // max(1, state)) // self.epoch
+        sampled = self.policy.challenge.all_up_to // self.epoch + 1
+        least = max(1, bounds.min_epochs, -(-bounds.min_steps // self.epoch))
+        return sorted({self.epoch * max(least, epochs) for epochs in (longest, sampled)})
+
+    def allows(self, *bounds: str) -> bool:
+        """Whether the policy has none of these bounds."""
+        none = Bounds()
+        return all(getattr(self.policy.bounds, name) == getattr(none, name) for name in bounds)
+
+
+def begin(ground: Ground, workshop: Workshop, settings: dict[str, Any], every: int) -> Forger:
+    """A run of the forger's own under the rule of the policy, of which every state is kept."""
+    forger = workshop.begin(settings=settings, every=every)
+    spec = msgspec.structs.replace(forger.genesis.spec, keep=1, rule=ground.policy.rule)
+    if spec != forger.genesis.spec:
+        forger.genesis, forger.kept = msgspec.structs.replace(forger.genesis, spec=spec), kept(spec)
+        workshop.first_state(forger)  # another genesis has another seed
+    return forger
+
+
+def pass_by(workshop: Workshop, forger: Forger, start: int = 0, stop: int | None = None) -> None:
+    """Write records of steps that are not taken: their batches are true, the state stays as it is."""
+    before = workshop.gradients
+    workshop.train(forger, start, stop, step=lambda *_: 0.0)
+    workshop.gradients = before
+
+
+def length(state: State, kind: str) -> float:
+    """Euclidean norm of all tensors of one kind."""
+    found = [t.double().square().sum() for key, t in state.tensors.items() if key.startswith(f"{kind}/")]
+    return float(torch.stack(found).sum().sqrt()) if found else 0.0
+
+
+def accepted(policy: Policy, windows: list[Window], resumed: list[int], forged: Collection[int]) -> float:
+    """Probability, over the nonce, that no replay reaches a forged interval; screens left out."""
+    return 1.0 - detection(policy.challenge, windows, resumed, forged, each=policy.rule == "tolerance")
+
+
+def foreseen(proof: Path, policy: Policy, forged: Collection[int]) -> float:
+    """The same of a finished forgery: measured as the verifier does, with its screens and all checks before a replay.
+
+    Args:
+        proof: The forgery.
+        policy: By which it will be verified.
+        forged: Intervals that no replay gives again.
+    """
+    case = looked_over(proof, policy)
+    if case is None:
+        return 0.0
+    each, every = policy.rule == "tolerance", case.genesis.spec.every
+    resumed = [step // every for step in case.journal.resumes if 0 < step < case.genesis.spec.steps]
+    suspected = draw(policy.challenge, attestation_digest(case.statement), case.nonce, case.windows, [],
+                     suspects(case.screens)).screened  # fmt: skip
+    if any(first <= index <= last for first, last in spans(case.windows, suspected, each=each) for index in forged):
+        return 0.0
+    return accepted(policy, case.windows, resumed, forged)
+
+
+def looked_over(proof: Path, policy: Policy) -> Case | None:
+    """What a verifier knows of a proof before it builds or replays anything; None if it knows enough to refuse it."""
+    case = Case(store=ProofDirectory(proof), policy=policy, model=None, nonce=bytes(32), progress=lambda *_: None)
+    steps = (*eight.AUTHENTICATE, authenticate.contents, *eight.BIND, *eight.SHAPE)
+    try:
+        checks = itertools.chain(authenticate.envelopes(case), *(step(case) for step in steps))
+        return None if any(check.status != "passed" for check in checks) else case
+    except (FormatError, IntegrityError, AuthenticityError):
+        return None
