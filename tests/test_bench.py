@@ -103,10 +103,13 @@ def lie(workshop, out):
     forger.seal(out, workshop.key)
 
 
+def lookup(proof, policy=FEW):
+    return detection.Lookup(proof, policy, check(proof, policy=policies.load("exact-full")))
+
+
 @pytest.mark.parametrize(("make", "forged"), [(lie, 1), (REGISTRY["edited-checkpoint-sealed"].make, 2)])
 def test_the_measured_rate_is_the_predicted_one(tmp_path, make, forged):
-    proof = forge(tmp_path, make).path
-    found = detection.measure(proof, FEW, check(proof, policy=policies.load("exact-full")), 2000)
+    found = lookup(forge(tmp_path, make).path).measure(2000)
     assert (found.forged, found.intervals, found.draws) == (forged, 5, 2000)
     assert found.as_predicted
     assert 0 < found.predicted < 1
@@ -117,16 +120,31 @@ def test_the_measured_rate_is_the_predicted_one(tmp_path, make, forged):
 def test_another_prediction_is_noticed(tmp_path, monkeypatch):
     proof = forge(tmp_path, lie).path
     monkeypatch.setattr(detection, "detection", lambda *_, **__: 0.5)
-    assert not detection.measure(proof, FEW, check(proof, policy=policies.load("exact-full")), 2000).as_predicted
+    assert not lookup(proof).measure(2000).as_predicted
 
 
-def test_nothing_to_meet_and_too_little_replayed_are_no_measurement():
-    honest = check(factory().proof(), policy=policies.load("exact-full"))
-    assert detection.measure(factory().proof(), FEW, honest, 10) is None
+def test_what_is_looked_up_is_what_a_verification_says(tmp_path):
+    """For nonces that meet the lie and for others."""
+    found, proof = set(), forge(tmp_path, lie).path
+    table = lookup(proof)
+    for number in range(8):
+        nonce = bytes([number]) * 32
+        report = check(proof, policy=FEW, nonce=nonce)
+        assert table.draws(nonce) == report.draws
+        assert table.meets(report.draws.all()) == (report.verdict is Verdict.REJECT)
+        found.add(report.verdict)
+    assert found == {Verdict.ACCEPT, Verdict.REJECT}
+
+
+def test_nothing_to_meet_is_no_measurement():
+    assert lookup(factory().proof()).measure(10) is None
+
+
+def test_what_was_not_replayed_whole_is_not_looked_up():
     proof = factory().forgery("edited-checkpoint-sealed").path
-    sampled = check(proof, policy=FEW)
-    assert len(sampled.intervals) < 5
-    assert detection.measure(proof, FEW, sampled, 10) is None
+    assert detection.is_complete(check(proof, policy=policies.load("exact-full")))
+    assert not detection.is_complete(check(proof, policy=FEW))
+    assert not detection.is_complete(check(factory().forgery("signed-again").path))
 
 
 # -- what is shown ------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from pol.executors.local import LocalProcess
 from pol.keys import SigningKey
 from pol.profile import Profile, environment
 from pol.proof.policy import Metric, Policy
-from pol.proof.report import Report
+from pol.proof.report import Report, Verdict
 from pol.statetree import Entry
 from pol.store import CHECKPOINTS
 from pol.verifier import verify
@@ -85,10 +86,11 @@ class Arena:
             UsageError: the attack has a fault: it raised what is no refusal.
         """
         cells: dict[str, Cell] = {}
-        replayed: dict[str, Report] = {}
+        replayed: dict[Path, Report] = {}
         with tempfile.TemporaryDirectory(prefix="pol-arena-", dir=self.setting.folder) as made:
             forged: dict[str, Forgery | str] = {}
-            for name, policy in self.policies.items():
+            for name in (*(n for n in self.policies if n != SAMPLED), SAMPLED):
+                policy = self.policies[name]
                 kind = name if attack.adapts else policy.rule
                 if kind not in forged:
                     forged[kind] = self._forge(attack, Path(made) / kind.replace(" ", "-"), policy)
@@ -108,7 +110,7 @@ class Arena:
         except Exception as error:
             raise UsageError(f"attack {attack.name} failed: {type(error).__name__}: {error}") from error
 
-    def _judge(self, attack: Attack, name: str, forgery: Forgery | str, replayed: dict[str, Report]) -> Cell:
+    def _judge(self, attack: Attack, name: str, forgery: Forgery | str, replayed: dict[Path, Report]) -> Cell:
         policy = self.policies[name]
 
         def cell(**found: Any) -> Cell:
@@ -120,18 +122,21 @@ class Arena:
         if isinstance(forgery, str):
             return cell(verdict=None, step=None, reason=forgery, cost=None)
         with self._auditing(forgery.recipe) as auditor:
-            key = f"{forgery.path} {name}"
-            report = replayed.pop(key) if key in replayed else self._verify(forgery, name, auditor)
-            found: Detection | None = None
-            if name == SAMPLED and report.draws is not None:  # there is something left for the sample to find
-                full = self._verify(forgery, FULL, auditor)
-                replayed[f"{forgery.path} {FULL}"] = full  # of the same forgery it need not be asked again
-                found = detection.measure(forgery.path, policy, full, self.setting.draws)
+            known = replayed.get(forgery.path)
+            if name == SAMPLED and known is None:  # a forgery for this policy alone
+                known = self._verify(forgery, FULL, auditor)
+            if name == SAMPLED and known is not None and detection.is_complete(known):
+                verdict, step, reason, found = self._looked_up(forgery, known)
+            else:
+                report = self._verify(forgery, name, auditor)
+                verdict, step, reason, found = report.verdict, report.caught_by, report.reason(), None
+                if name == FULL:
+                    replayed[forgery.path] = report
         cost = forgery.cost
         return cell(
-            verdict=report.verdict,
-            step=report.caught_by,
-            reason=report.reason(),
+            verdict=verdict,
+            step=step,
+            reason=reason,
             cost=Spent(
                 gradients=cost.gradients,
                 share=cost.gradients / self.setting.gradients,
@@ -141,6 +146,13 @@ class Arena:
             apart=_apart(forgery.path, self.setting.target(policy.rule)),
             detection=found,
         )
+
+    def _looked_up(self, forgery: Forgery, known: Report) -> tuple[Verdict, int | None, str, Detection | None]:
+        """What a sample says of a forgery all of whose intervals were replayed: looked up, for a fresh nonce."""
+        lookup = detection.Lookup(forgery.path, self.policies[SAMPLED], known)
+        met = lookup.meets(lookup.draws(secrets.token_bytes(32)).all())
+        measured = lookup.measure(self.setting.draws)
+        return (Verdict.REJECT, 7, known.reason(), measured) if met else (Verdict.ACCEPT, None, "", measured)
 
     def _verify(self, forgery: Forgery, name: str, auditor: LocalAuditor) -> Report:
         return verify(forgery.path, auditor=auditor, policy=self.policies[name], model=forgery.model)

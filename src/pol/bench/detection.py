@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 from scipy import stats
 
 from pol.bench.result import Detection
-from pol.proof.challenge import draw, miss, spans
+from pol.proof.challenge import Draws, draw, miss, spans
 from pol.proof.plan import detection
 from pol.proof.policy import Policy
 from pol.proof.report import Report
@@ -22,44 +23,72 @@ SURE = 0.99999
 """Probability of the interval: in a thousand benches of a hundred attacks, one right prediction is called wrong."""
 
 
-def measure(proof: Path, policy: Policy, replayed: Report, draws: int) -> Detection | None:
-    """How often challenges of ``policy`` meet what a replay of all intervals found.
+class Lookup:
+    """What challenges meet of a forgery all of whose intervals were replayed once.
 
     Args:
         proof: The forgery.
         policy: The policy that samples.
-        replayed: The report of a verification that replayed every interval once; None is returned if it did not get
-            so far, or found nothing.
-        draws: How many challenges are looked up.
+        replayed: The report of a verification that replayed everything, under the same rule.
     """
-    forged = {result.index for result in replayed.intervals if result.status == "failed"}
-    if not forged or replayed.draws is None or len(replayed.intervals) < replayed.draws.intervals:
-        return None
-    case = examined(proof, policy)
-    each, count = policy.rule == "tolerance", replayed.draws.intervals
-    resumed = [step // case.genesis.spec.every for step in case.journal.resumes]
-    suspicious = suspects(case.screens)
-    met = uniform = 0
-    for number in range(draws):
-        nonce = hashlib.sha256(b"pol bench" + number.to_bytes(8, "big")).digest()
-        drawn = draw(policy.challenge, case.attestation_digest, nonce, case.windows, resumed, suspicious)
-        met += any(forged & set(range(a, b + 1)) for a, b in spans(case.windows, drawn.all(), each=each))
-        uniform += bool(forged & set(drawn.uniform))
-    screened = set(suspicious[: policy.challenge.screened]) if policy.challenge.strategy == "mix" else set()
-    certain = any(forged & set(range(a, b + 1)) for a, b in spans(case.windows, screened, each=each))
-    predicted = 1.0 if certain else detection(policy.challenge, case.windows, resumed, forged, each=each)
-    low, high = (float(end) / draws for end in stats.binom.interval(SURE, draws, predicted))
-    return Detection(
-        forged=len(forged),
-        intervals=count,
-        draws=draws,
-        met=met / draws,
-        predicted=predicted,
-        # A probability of 0 or 1 has no spread, and scipy puts the lower end of that one below it.
-        low=predicted if predicted in (0, 1) else low,
-        high=predicted if predicted in (0, 1) else high,
-        uniform=uniform / draws,
-        uniform_predicted=1 - miss(count, len(forged), len(drawn.uniform)),
+
+    def __init__(self, proof: Path, policy: Policy, replayed: Report) -> None:
+        assert replayed.draws is not None
+        self._challenge, self._each = policy.challenge, policy.rule == "tolerance"
+        self.intervals = replayed.draws.intervals
+        self.forged = {result.index for result in replayed.intervals if result.status == "failed"}
+        self._case = case = examined(proof, policy)
+        self._resumed = [step // case.genesis.spec.every for step in case.journal.resumes]
+        self._suspects = suspects(case.screens)
+
+    def draws(self, nonce: bytes) -> Draws:
+        """The challenge of one nonce."""
+        case = self._case
+        return draw(self._challenge, case.attestation_digest, nonce, case.windows, self._resumed, self._suspects)
+
+    def meets(self, chosen: Iterable[int]) -> bool:
+        """Whether the replay for these intervals reaches a forged one."""
+        found = spans(self._case.windows, chosen, each=self._each)
+        return any(self.forged & set(range(first, last + 1)) for first, last in found)
+
+    def predicted(self) -> float:
+        """Probability that a challenge meets one."""
+        screened = self._suspects[: self._challenge.screened] if self._challenge.strategy == "mix" else []
+        if self.meets(screened):
+            return 1.0
+        return detection(self._challenge, self._case.windows, self._resumed, self.forged, each=self._each)
+
+    def measure(self, draws: int) -> Detection | None:
+        """How often so many challenges meet one; None where nothing is forged."""
+        if not self.forged:
+            return None
+        met = uniform = 0
+        for number in range(draws):
+            drawn = self.draws(hashlib.sha256(b"pol bench" + number.to_bytes(8, "big")).digest())
+            met += self.meets(drawn.all())
+            uniform += bool(self.forged & set(drawn.uniform))
+        predicted = self.predicted()
+        low, high = (float(end) / draws for end in stats.binom.interval(SURE, draws, predicted))
+        return Detection(
+            forged=len(self.forged),
+            intervals=self.intervals,
+            draws=draws,
+            met=met / draws,
+            predicted=predicted,
+            # A probability of 0 or 1 has no spread, and scipy puts the lower end of that one below it.
+            low=predicted if predicted in (0, 1) else low,
+            high=predicted if predicted in (0, 1) else high,
+            uniform=uniform / draws,
+            uniform_predicted=1 - miss(self.intervals, len(self.forged), len(drawn.uniform)),
+        )
+
+
+def is_complete(report: Report) -> bool:
+    """Whether a verification got to the replay of every interval, each with a clear answer."""
+    return (
+        report.draws is not None
+        and len(report.intervals) == report.draws.intervals
+        and all(result.status in ("passed", "failed") for result in report.intervals)
     )
 
 

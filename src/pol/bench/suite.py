@@ -50,10 +50,9 @@ QUICK = Suite(
     # 158 steps of a millisecond or two: as few as a policy that replays all of up to 150 intervals still samples.
     {"num_epochs": 2, "width": 4, "batch_size": 19},
     1000,
-    # One for each check that no published attack meets.
-    ("edited-checkpoint", "edited-checkpoint-sealed", "swapped-release", "dropped-tail", "unlogged-tail", "nan-bridge",
-     "first-momentum", "later-momentum", "zero-rate", "constant-weights", "signed-again", "attested-again",
-     "swapped-buffers", "repeated-order", "poisoned-sample", "flipped-labels", "pickled-checkpoint"),
+    # Of the trivial ones some that no published attack stands for; tests make all of them.
+    ("edited-checkpoint-sealed", "swapped-release", "unlogged-tail", "nan-bridge", "first-momentum", "signed-again",
+     "flipped-labels", "poisoned-sample"),
 )  # fmt: skip
 FULL_SUITE = Suite("full", {"num_epochs": 12}, 10_000)
 """The recipe as it is: 360 steps."""
