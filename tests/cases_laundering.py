@@ -25,6 +25,7 @@ PAPER = {
     "distilled": ("ACCEPT", "it is honest"),
     "pretrained-file": ("ACCEPT", "files; and 14 steps leave 64 weights within their law"),
     "pretrained-text": ("ACCEPT", "the same law"),
+    "disguised-text": ("ACCEPT", "the same law"),
     "anchor-file": ("ACCEPT", "files that a build reads"),
     "anchor-text": ("ACCEPT", "what a program does"),
     "anchor-buffers": ("ACCEPT", "what a program does"),

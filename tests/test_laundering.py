@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from cases_laundering import PAPER, SURVIVORS
 from factory import PLAIN, RECIPE, STEPS, check, decision, factory, forge, judge, known_key, same_every_time
@@ -59,6 +60,27 @@ def test_a_pretrained_program_starts_at_the_stolen_weights(name):
     assert apart(weights(factory().forgery(name).path, last=False), weights(factory().proof())) == 0
 
 
+def test_a_disguised_start_is_the_stolen_function_and_no_stolen_tensor():
+    """Step 5 compares two builds, tensor by tensor: this is what a reader of the program has to see."""
+    path, stolen = factory().forgery("disguised-text").path, weights(factory().proof())
+    first = weights(path, last=False)
+    assert all(not torch.equal(first[key], tensor) for key, tensor in stolen.items())
+    assert says(path, last=False).tolist() == says(factory().proof()).tolist()
+
+
+def test_only_a_chain_of_layers_can_be_disguised():
+    for model in (nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2))):
+        with pytest.raises(UsageError, match="a chain of linear layers"):
+            laundries.shuffle(model)
+    made = load(DIGITS)()
+    model, images = made.build()["model"].eval(), torch.rand(5, 1, 8, 8)
+    laundries.put({"model": model}, {f"model.{k}": torch.rand_like(t.float()) for k, t in model.state_dict().items()})
+    before, said = [t.clone() for t in model.parameters()], model(images).softmax(dim=1)
+    laundries.shuffle(model)
+    assert torch.allclose(model(images).softmax(dim=1), said, atol=1e-4)
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_all_are_honest_trainings_and_cost_as_much(name):
     """No thief saves work here: nothing is forged, and a run of one's own takes all of its steps."""
@@ -68,11 +90,13 @@ def test_all_are_honest_trainings_and_cost_as_much(name):
 # -- distillation ---------------------------------------------------------------------------------------------------
 
 
-def says(proof):
-    """The classes that the last model of a proof gives its training data."""
+def says(proof, last=True):
+    """The classes that the last or first model of a proof gives its training data."""
     made = load(RECIPE)()
     parts = laundries.Attached(**made.build())
-    laundries.put({"model": parts.model}, {k.partition("/")[2]: t for k, t in weights(proof, kinds=("p", "b")).items()})
+    laundries.put(
+        {"model": parts.model}, {k.partition("/")[2]: t for k, t in weights(proof, last, kinds=("p", "b")).items()}
+    )
     parts.model.eval()
     x = torch.from_numpy(np.stack([item["x"] for item in made.data()]))
     return laundries.classes(made, parts, "model", {"x": x, "y": torch.zeros(len(x), dtype=torch.int64)})
@@ -144,6 +168,7 @@ def test_the_recipe_digest_covers_the_text_the_weights_in_it_and_the_original():
 DIGITS_SAY = {
     "distilled": None,
     "anchor-text": None,
+    "disguised-text": None,
     "late-merge": "the move per learning rate",  # a jump where rates have gone down
 }
 

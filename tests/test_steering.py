@@ -67,10 +67,11 @@ def forged(where, recipe=RECIPE, rule="tolerance", known=""):
 
 @pytest.mark.parametrize("recipe", [RECIPE, PLAIN])
 @pytest.mark.parametrize("where", ["_parameters", "_elements", "_smallest", "_statistics"])
-def test_a_steered_run_is_accepted_and_gains_less_than_the_budget_allows(where, recipe):
-    """As a share of how far the odds moved in training: 0.00002 to 0.002, where the limits are 0.001 of the way.
+def test_a_steered_run_is_accepted_and_gains_next_to_nothing(where, recipe):
+    """As a share of how far the odds moved in training.
 
-    By buffers alone twice what the limits of parameters add up to, and still less than the budget of one per cent.
+    Of five seeds: -0.5 to 1 % (Toy, whose batches of two grow every push), 0.06 to 0.2 % (Plain), 0.07 % by buffers.
+    The limits of all parameters together are 0.1 % of the way.
     """
     if (where, recipe) == ("_statistics", PLAIN):
         with pytest.raises(UsageError, match="a model with running statistics"):
@@ -80,11 +81,12 @@ def test_a_steered_run_is_accepted_and_gains_less_than_the_budget_allows(where, 
     report = check(path, recipe, policy=TOLERANCE)
     assert report.verdict is Verdict.ACCEPT, report.reason()
     assert all(0.5 < result.deviation.error / result.deviation.limit < 1 for result in report.intervals)
-    before = logits(honest, recipe, at=0)
-    moved = float((logits(honest, recipe) - before).abs().mean())
-    gained = odds(logits(path, recipe)) - odds(logits(honest, recipe))
-    assert 0 < gained < 0.5 * TOLERANCE.limits.drift * moved
-    assert torch.equal(logits(path, recipe).argmax(dim=1), logits(honest, recipe).argmax(dim=1))
+    said, otherwise = logits(path, recipe), logits(honest, recipe)
+    gained = (odds(said) - odds(otherwise)) / float((otherwise - logits(honest, recipe, at=0)).abs().mean())
+    assert gained != 0
+    assert gained > 0 or recipe == RECIPE
+    assert abs(gained) < 0.02
+    assert (said.argmax(dim=1) != otherwise.argmax(dim=1)).sum() <= 2
     assert check(honest, recipe, policy=TOLERANCE).verdict is Verdict.ACCEPT
 
 
@@ -186,11 +188,11 @@ def test_limits_a_hundred_times_tighter_leave_as_much():
 
 
 def test_one_tensor_takes_all_that_a_global_limit_leaves():
-    """The verification of 2021 has one limit for all parameters; three of them say one class of half of the data."""
+    """The verification of 2021 has one limit for all parameters; three of them decide of a third of the data."""
     steered, honest = (forged(where, rule="exact", known="2021") for where in ("_smallest", "nothing"))
     report = check(steered, policy=OF_2021)
     assert report.verdict is Verdict.ACCEPT, report.reason()
-    assert share(logits(steered)) > 2 * share(logits(honest))
+    assert share(logits(steered)) > share(logits(honest)) + 0.2
     assert decision(check(steered)) == (Verdict.REJECT, 7)
     under_tolerance = forged("_smallest", known="2021")
     assert decision(check(under_tolerance, policy=TOLERANCE)) == (Verdict.REJECT, 7)

@@ -109,6 +109,14 @@ ATTACKS = (
         study=("A17", "T12", "T25"),
     ),
     Attack(
+        "disguised-text",
+        "a program that starts from stolen weights in its text, their units in a drawn order",
+        "thief",
+        _launder(laundries.Disguised, text=True),
+        study=("A17", "T12", "T25"),
+        survives=READ + "; to two builds the same function looks like two draws",
+    ),
+    Attack(
         "anchor-file",
         "a program that decays to a file of stolen weights",
         "thief",

@@ -67,6 +67,17 @@ class Pretrained(Laundry):
         return parts
 
 
+class Disguised(Laundry):
+    """Begins at the other model with its hidden units in an order that is drawn: another state, the same function."""
+
+    def build(self) -> dict[str, Any]:
+        """The parts, with its weights in disguise: under two seeds they look like two draws."""
+        parts = super().build()
+        put(self._modules, self.held)
+        shuffle(self._modules[self.PART])
+        return parts
+
+
 class Anchored(Laundry):
     """Decays weights not to zero, but to those of the other model: L2-SP, decoupled from the gradient."""
 
@@ -216,3 +227,49 @@ def put(modules: Mapping[str, nn.Module], weights: Weights) -> None:
     with torch.no_grad():
         for name, tensor in {**trained(modules), **buffers}.items():
             tensor.copy_(weights[name])
+
+
+BLUR = 1e-6
+"""Of the noise on what cannot be put in another order: nothing, but enough to depend on the seed."""
+
+_ALIKE = (nn.ReLU, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+"""Modules that treat all units alike."""
+
+
+def shuffle(model: nn.Module) -> None:
+    """Put the hidden units of a chain of layers into an order that torch's generator draws.
+
+    What comes out is the same, but for a number that is added to all classes alike, and changes none.
+
+    Raises:
+        UsageError: it is no chain of linear layers, convolutions, batch norms and what treats all units alike.
+    """
+    layers = list(model.children()) if type(model) is nn.Sequential else []
+    heavy = [layer for layer in layers if type(layer) in (nn.Linear, nn.Conv2d)]
+    order: Tensor | None = None
+    with torch.no_grad():
+        for layer in layers:
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                if order is not None:  # a unit may have been flattened into several neighbours
+                    each = torch.arange(layer.weight.shape[1]).reshape(len(order), -1)
+                    layer.weight.copy_(layer.weight[:, each[order].flatten()])
+                if layer is heavy[-1]:
+                    order = None
+                    layer.weight.add_(layer.weight.std() * torch.randn_like(layer.weight[:1]))
+                    if layer.bias is not None:
+                        layer.bias.add_(BLUR * torch.randn_like(layer.bias))
+                    continue
+                order = torch.randperm(layer.weight.shape[0])
+                _reorder(order, layer.weight, layer.bias)
+            elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and order is not None:
+                _reorder(order, layer.weight, layer.bias, layer.running_mean, layer.running_var)
+            elif not isinstance(layer, _ALIKE):
+                heavy = []
+    if len(heavy) < 2:
+        raise UsageError("this attack needs a model that is a chain of linear layers, convolutions and batch norms")
+
+
+def _reorder(order: Tensor, *tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.copy_(tensor[order])
