@@ -37,61 +37,75 @@ def blindfold(workshop: Workshop, out: Path) -> None:
     limits, count, stolen = deltas(workshop.policy), top(workshop.policy), workshop.stolen()
     forger = begun_long_enough(workshop, workshop.begin, lambda begun: _needed(begun, stolen, limits, count), {})
     first, intervals = forger.states[0], len(forger.kept) - 1
-    for window in _windows(forger):
+    for window in covered(forger):
         if window:
             aim = _on_the_way(first, stolen, window.stop / intervals)
-            _epoch(workshop, forger, window, aim, count)
-    covered = _windows(forger)[-1].stop
-    if covered < intervals:  # the last is in no window
-        _line(workshop, forger, range(covered, intervals), stolen)
-    last = forger.states[forger.steps]
-    forger.states[forger.steps] = workshop.dressed(last)
+            if not any(hidden(workshop, forger, window, aim, count, GROWTH**number) for number in range(TRIES)):
+                raise UsageError(f"this attack needs honest updates that are the largest: not so those of {window}")
+    reached = covered(forger)[-1].stop
+    if reached < intervals:  # the last is in no window
+        bridge(workshop, forger, range(reached, intervals), stolen)
+    forger.states[forger.steps] = workshop.dressed(forger.states[forger.steps])
     _check(forger, limits, count)
     forger.seal(out, workshop.key)
 
 
-def _windows(forger: Forger) -> list[range]:
+def covered(forger: Forger) -> list[range]:
+    """The intervals that a look at each epoch takes in."""
     spec = forger.genesis.spec
     return windows(spec.steps, spec.declaration.epochs, spec.every * spec.keep)
 
 
-def _forged(window: range, count: int) -> float:
-    """How many forged pieces' worth of way an epoch makes: what the honest updates stray has to be made up for.
+def least(count: int) -> int:
+    """Of how many intervals a window is, if ``count`` of them stray and the others make up for that."""
+    return math.floor(count * (1 + LARGER)) + 1
 
-    Raises:
-        UsageError: it makes none.
-    """
-    found = len(window) - count * (1 + LARGER)
-    if found <= 0:
-        least = math.floor(count * (1 + LARGER)) + 1
-        raise UsageError(f"this attack needs epochs of {least} kept states; these have {len(window)}")
-    return found
+
+def _worth(window: range, count: int) -> float:
+    """How many pieces' worth of way a window makes."""
+    if len(window) < least(count):
+        raise UsageError(f"this attack needs epochs of {least(count)} kept states; these have {len(window)}")
+    return len(window) - count * (1 + LARGER)
 
 
 def _needed(forger: Forger, stolen: State, limits: dict[str, float], count: int) -> int:
     """Intervals of a run whose forged pieces are within the limits."""
-    share = min(_forged(window, count) / len(window) for window in _windows(forger) if window)
+    share = min(_worth(window, count) / len(window) for window in covered(forger) if window)
     return math.ceil(pieces(forger.states[0], stolen, limits) / share)
 
 
-def _epoch(workshop: Workshop, forger: Forger, window: range, aim: State, count: int) -> None:
-    """Honest updates, then a straight line to ``aim``; again with longer ones, until they are the largest."""
+def hidden(
+    workshop: Workshop, forger: Forger, window: range, aim: State, count: int, longer: float = 1.0
+) -> bool:  # fmt: skip
+    """Honest updates, then a straight line to ``aim``; whether the honest ones are the largest, by every metric.
+
+    Args:
+        workshop: Where.
+        forger: Whose intervals; the state before them is there.
+        window: These intervals, between states that are kept.
+        aim: The state after them, as far as weights and buffers go.
+        count: How many are honest.
+        longer: How many times longer than should do.
+
+    Raises:
+        UsageError: there are too few.
+    """
     metrics = choosing(workshop.policy)
-    start, turn, stop = (forger.kept[index] for index in (window.start, window.start + count, window.stop))
-    whole = apart(forger.states[start], aim)
-    lengths = {name: LARGER * whole.metric(name) / _forged(window, count) for name in {*metrics, "l2"} if name != "cos"}
-    for _ in range(TRIES):
-        if count:
-            lengthened(workshop, forger, start, turn, lengths)
-        _line(workshop, forger, range(window.start + count, window.stop), aim)
-        if _masked(_sizes(forger, window), count, metrics):
-            return
-        lengths = {name: GROWTH * length for name, length in lengths.items()}
-    raise UsageError(f"this attack needs honest updates that hide the others: those from step {start} to {stop} do not")
+    start, turn = forger.kept[window.start], forger.kept[window.start + count]
+    whole, worth = apart(forger.states[start], aim), _worth(window, count)
+    if count:
+        names = {*metrics, "l2"} - {"cos"}
+        lengths = {name: longer * LARGER * whole.metric(name) / worth for name in names}
+        lengthened(workshop, forger, start, turn, lengths)
+    bridge(workshop, forger, range(window.start + count, window.stop), aim)
+    return _masked(_sizes(forger, window), count, metrics)
 
 
-def _line(workshop: Workshop, forger: Forger, indices: range, aim: State) -> None:
-    """Intervals whose steps are not taken: points of the straight line from the state before them to ``aim``."""
+def bridge(workshop: Workshop, forger: Forger, indices: range, aim: State) -> None:
+    """Intervals whose steps are not taken: points of the straight line from the state before them to ``aim``.
+
+    ``indices`` count intervals between states that are kept, as all windows do.
+    """
     steps = forger.kept[indices.start : indices.stop + 1]
     untaken(workshop, forger, steps[0], steps[-1])
     first = forger.states[steps[0]]
@@ -127,7 +141,7 @@ def _masked(sizes: list[Distances], count: int, metrics: tuple[str, ...]) -> boo
 
 def _check(forger: Forger, limits: dict[str, float], count: int) -> None:
     """Every forged piece is within the limits."""
-    honest = {forger.kept[index + 1] for window in _windows(forger) for index in window[:count]}
+    honest = {forger.kept[index + 1] for window in covered(forger) for index in window[:count]}
     check_pieces(forger, limits, honest)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -67,17 +66,27 @@ def log_rates(forger: Forger, index: int, rates: list[float]) -> None:
 
 
 def lengthened(workshop: Workshop, forger: Forger, start: int, stop: int, lengths: dict[str, float]) -> None:
-    """Take the steps between two boundaries, each at the rate that makes it as long as is wanted; it is logged.
+    """Take the steps between two kept states, the last before each at a rate that makes it long; rates are logged.
+
+    All others are taken at ``STILL``: several long steps might cancel out, or stray farther than they are long.
 
     Args:
         workshop: Where.
         forger: Whose steps.
-        start: A boundary whose state is there.
-        stop: A boundary.
-        lengths: The least length of a step by metrics (l1, l2, linf).
+        start: A step whose state is kept, and there.
+        stop: A step whose state is kept.
+        lengths: The least length by metrics (l1, l2, linf).
     """
     rates: list[float] = []
-    workshop.train(forger, start, stop, step=partial(_lengthened, lengths, rates))
+    ends = {end - start for end in forger.kept}
+
+    def step(recipe: Recipe, parts: Any, batch: Any) -> Any:
+        stretch = _Stretch(_only_optimizer(parts), lengths if len(rates) + 1 in ends else {})
+        loss = stretch.around(recipe, parts, batch)
+        rates.append(stretch.rate)
+        return loss
+
+    workshop.train(forger, start, stop, step=step)
     for index in range(forger.first_interval(start), len(forger.intervals)):
         record = forger.intervals[index]
         if record.start >= stop:
@@ -85,43 +94,59 @@ def lengthened(workshop: Workshop, forger: Forger, start: int, stop: int, length
         log_rates(forger, index, rates[record.start - start : record.stop - start])
 
 
-def _lengthened(lengths: dict[str, float], rates: list[float], recipe: Recipe, parts: Any, batch: Any) -> Any:
-    """A step of the recipe. What an optimizer moves is proportional to its rate, so any length can be had."""
+class _Stretch:
+    """One step of an optimizer at the rate at which it is as long as wanted, or at ``STILL`` if nothing is.
+
+    What an optimizer moves is proportional to its rate, so one that is taken tells the right one.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, lengths: dict[str, float]) -> None:
+        self._optimizer, self._lengths, self.rate = optimizer, lengths, STILL
+        self._own = [group["lr"] for group in optimizer.param_groups]
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._before: list[torch.Tensor] = []
+
+    def around(self, recipe: Recipe, parts: Any, batch: Any) -> Any:
+        """The recipe's own step, with this one in it."""
+        before = self._optimizer.register_step_pre_hook(self._put_in)
+        after = self._optimizer.register_step_post_hook(self._take_out)
+        try:
+            return type(recipe).step(recipe, parts, batch)  # ``recipe.step`` is what is done in its place
+        finally:
+            before.remove()
+            after.remove()
+
+    def _put_in(self, *_: Any) -> None:
+        if self._lengths:
+            size = math.hypot(*(float(p.grad.norm()) for p in self._parameters if p.grad is not None))
+            if not math.isfinite(size):
+                raise UsageError("this attack needs gradients that are finite, however long the step before was")
+            self.rate = max(self._lengths.values()) / (size or 1.0)  # about right, so little is lost in the rounding
+        self._before = [p.detach().clone() for p in self._parameters]
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate
+
+    def _take_out(self, *_: Any) -> None:
+        for group, rate in zip(self._optimizer.param_groups, self._own, strict=True):
+            group["lr"] = rate
+        if not self._lengths:
+            return
+        moved = [p.detach().double() - b.double() for p, b in zip(self._parameters, self._before, strict=True)]
+        together = torch.cat([m.flatten() for m in moved])
+        if not together.any():
+            raise UsageError("this attack needs steps that move the weights")
+        factor = max(length / float(together.norm(NORMS[name])) for name, length in self._lengths.items())
+        self.rate *= factor
+        with torch.no_grad():
+            for parameter, before, move in zip(self._parameters, self._before, moved, strict=True):
+                parameter.copy_(before.double() + factor * move)
+
+
+def _only_optimizer(parts: Any) -> torch.optim.Optimizer:
     optimizer, *others = _optimizers(parts)
     if others:
         raise UsageError("this attack needs a recipe with one optimizer")
-    groups = optimizer.param_groups
-    parameters = [p for group in groups for p in group["params"]]
-    own = [group["lr"] for group in groups]
-    before: list[torch.Tensor] = []
-
-    def put_in(*_: Any) -> None:
-        size = math.hypot(*(float(p.grad.norm()) for p in parameters if p.grad is not None))
-        if not 0 < size < math.inf:
-            raise UsageError("this attack needs steps with gradients")
-        rate = max(lengths.values()) / size  # of the right order, so that little is lost in the rounding
-        before.extend(p.detach().clone() for p in parameters)
-        rates.append(rate)
-        for group in groups:
-            group["lr"] = rate
-
-    def take_out(*_: Any) -> None:
-        for group, rate in zip(groups, own, strict=True):
-            group["lr"] = rate
-        moved = [p.detach().double() - b.double() for p, b in zip(parameters, before, strict=True)]
-        together = torch.cat([m.flatten() for m in moved])
-        factor = max(length / float(together.norm(NORMS[name])) for name, length in lengths.items())
-        rates[-1] *= factor
-        with torch.no_grad():
-            for p, b, m in zip(parameters, before, moved, strict=True):
-                p.copy_(b.double() + factor * m)
-
-    handles = [optimizer.register_step_pre_hook(put_in), optimizer.register_step_post_hook(take_out)]
-    try:
-        return type(recipe).step(recipe, parts, batch)  # ``recipe.step`` is what is done in its place
-    finally:
-        for handle in handles:
-            handle.remove()
+    return optimizer
 
 
 def _optimizers(parts: Any) -> list[torch.optim.Optimizer]:
