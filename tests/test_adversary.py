@@ -97,6 +97,8 @@ def failing(policy, budget=0.5):
     return [result.index for result in report.intervals if result.status == "failed"]
 
 
+SLOW = pytest.mark.slow
+
 SAMPLED = {
     "the default": (EXACT, "turning", 0.4),
     "uniform draws": (alone(strategy="uniform", uniform=60), "turning", 0.2),
@@ -104,7 +106,7 @@ SAMPLED = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLED)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[SLOW] * (n != "the default")) for n in SAMPLED])
 def test_it_is_accepted_as_often_as_it_predicts(name):
     """Every interval is replayed once, then a thousand nonces are looked up."""
     policy, kind, least = SAMPLED[name]
@@ -133,6 +135,7 @@ def test_a_plan_of_the_policy_states_no_more_than_that():
     assert stated.probability < 1 - plan.probability < 2 * stated.probability
 
 
+@SLOW
 def test_the_verifier_itself_decides_as_the_draws_say():
     policy = alone(strategy="uniform", uniform=60)
     forgery, plan = forged(policy)
@@ -162,7 +165,9 @@ def test_weights_that_stand_still_are_as_good_where_nobody_looks_at_sizes():
     assert {plan.probability for plan in adversary.plans(workshop(EXACT, 0.5)) if plan.name == "still"} == {0.0}
 
 
-@pytest.mark.parametrize("budget", [0.05, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "budget", [pytest.param(0.05, marks=SLOW), 0.2, pytest.param(0.5, marks=SLOW), pytest.param(1.0, marks=SLOW)]
+)
 def test_nothing_passes_when_all_is_replayed(budget):
     forgery, plan = forged(FULL, budget)
     assert plan.probability == 0.0
@@ -215,7 +220,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[SLOW] * (BROKEN[n][1] == "pieces")) for n in BROKEN])
 def test_the_verification_of_2021_is_passed_with_any_constants(name):
     changes, way = BROKEN[name]
     policy = original(**changes)
@@ -280,7 +285,10 @@ POLICIES = [EXACT, FULL, TOLERANCE, relative(1e-2), original(), alone(strategy="
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-@pytest.mark.parametrize(("recipe", "budget"), [(PLAIN, 0.05), (PLAIN, 0.5), (RECIPE, 0.6), (RECIPE, 1.0)])
+@pytest.mark.parametrize(
+    ("recipe", "budget"),
+    [pytest.param(PLAIN, 0.05, marks=SLOW), pytest.param(PLAIN, 0.5, marks=SLOW), (RECIPE, 0.6), (RECIPE, 1.0)],
+)
 def test_it_never_spends_more_than_it_has(policy, recipe, budget):
     forgery, plan = forged(policy, budget, recipe)
     steps = Forger(target(recipe)).steps

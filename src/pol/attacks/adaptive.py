@@ -93,7 +93,9 @@ def _run(
         way = torch.where(moved, aim[key].double() - end.double(), 0.0)
         room = SHARE * limit(limits, key, start, end)
         length = float(way.norm())
-        return (end.double() + sign * way * min(1.0, room / length if length else 0.0)).to(end.dtype)
+        moved_on = (end.double() + sign * way * min(1.0, room / length if length else 0.0)).to(end.dtype)
+        # Where a limit is less than the rounding of a weight, no push is within it.
+        return moved_on if float((moved_on.double() - end.double()).norm()) <= room / SHARE else end
 
     steered(workshop, forger, move)
     last = _parameters(forger.states[forger.steps])

@@ -190,9 +190,15 @@ def _dry(_: Recipe, parts: Any, batch: Any) -> float:
 
 
 def _of_buffers(ground: Ground, index: int, intervals: int) -> dict[str, float]:
-    """Buffers jump, too, and nothing hides that: honest steps move them little."""
-    there = any(key.startswith(("buffer/", "transient/")) for key in ground.stolen.tensors)
-    return {"buffers": float(index == intervals - AFTER - 1)} if there else {}
+    """Buffers jump, too, and nothing hides that: an honest step moves statistics little, and counters by one."""
+    first, last = ground.target.states[0].tensors, ground.stolen.tensors
+    apart = [last[k].double() - first[k].double() for k in last if k.startswith(MODEL[1:]) and k in first]
+    counters = sum(key.startswith("buffer/") and not tensor.is_floating_point() for key, tensor in last.items())
+    if not apart:
+        return {}
+    ahead = (ground.target.steps - intervals) ** 2 - ground.target.steps**2  # of counters, which the run has, too
+    jump = sum(float(way.square().sum()) for way in apart) + counters * ahead
+    return {"buffers": math.sqrt(max(jump, 0.0) if index == intervals - AFTER - 1 else counters)}
 
 
 # -- weights that stand still -----------------------------------------------------------------------------------------
@@ -206,14 +212,15 @@ def _stands(ground: Ground) -> bool:
 def _still(ground: Ground, intervals: int) -> _Manner:
     """At a rate of 0 honest steps leave all weights as they are: fresh before the jump, stolen after it (T2, T11)."""
 
+    moments = any(key.startswith("optimizer/") for key in ground.stolen.tensors)
+    others = {"optimizer": 1.0} if moments else {}  # which go on as if nothing had happened
+
     def windows(_: tuple[int, ...]) -> list[Window]:
-        return [
-            Window(
-                first=index, last=index,
-                sizes={"weights": float(index == intervals - AFTER - 1), **_of_buffers(ground, index, intervals)},
-            )
-            for index in range(intervals)
-        ]  # fmt: skip
+        found = []
+        for index in range(intervals):
+            sizes = {"weights": float(index == intervals - AFTER - 1), **_of_buffers(ground, index, intervals)}
+            found.append(Window(first=index, last=index, sizes={**sizes, **others}))
+        return found
 
     return _Manner("still", {"lr": 0.0}, attempts(ground), None, windows)
 
