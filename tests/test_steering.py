@@ -16,7 +16,7 @@ from pol.attacks.attack import Attack
 from pol.attacks.registry import REGISTRY
 from pol.errors import UsageError
 from pol.profile import Profile
-from pol.proof.policy import EXACT, Limits, Paper, Policy
+from pol.proof.policy import EXACT, Limits, Paper, Policy, Reference
 from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.data import default_collate
@@ -202,8 +202,20 @@ def test_a_forger_who_knows_no_limits_assumes_those_of_the_preset():
     preset = policies.load("tolerance").limits
     for policy in (None, EXACT, TOLERANCE):
         assert steering._push(policy).args == (preset,)
+    assert preset == Limits(relative=1e-3, absolute=3e-5)
     own = msgspec.structs.replace(TOLERANCE, limits=Limits(relative=1e-5, absolute=1e-6))
     assert steering._push(own).args == (own.limits,)
+
+
+def test_deltas_of_2021_are_those_of_the_policy():
+    reference = Reference(calibration="", recipe="", l1=1e5, l2=100.0, linf=2.0, cos=1.0)
+    assert steering._deltas(Paper(), reference) == steering.CODE
+    assert steering._deltas(Paper(delta={"linf": 0.5}), None) == {"linf": 0.5}
+    found = steering._deltas(Paper(delta={"linf": 0.5}, fraction=0.01), reference)
+    assert found == pytest.approx({"l1": 1000, "l2": 1.0, "linf": 0.02})
+    push = functools.partial(steering._at_once, {"l1": 1.0, "l2": 1.0, "linf": 1.0}, "parameter/w", torch.zeros(4))
+    found = push(torch.zeros(4), torch.tensor([5.0, -1.0, 0.0, 1.0]))
+    assert torch.allclose(found, 0.95 * torch.tensor([0.25, -0.25, 0.0, 0.25]))
 
 
 def test_a_push_is_within_its_limit_after_rounding_or_is_none():

@@ -8,6 +8,7 @@ together, of one element in each, of the smallest tensor alone, or of what is in
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,22 +17,20 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pol import policies
 from pol.attacks.attack import Attack
-from pol.attacks.drift import SHARE
+from pol.attacks.drift import ABSOLUTE, RELATIVE, SHARE
 from pol.attacks.laundries import outputs, put, trained
 from pol.attacks.publishing import publish, released
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
 from pol.proof.genesis import boundaries
-from pol.proof.policy import Limits, Policy
+from pol.proof.policy import Limits, Paper, Policy, Reference
 from pol.replay import recipe as recipes
 from pol.replay.data import default_collate
 from pol.replay.parts import Attached
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
 from pol.statetree import Entry
-from pol.verifier.paper_audit import limits as of_2021
 from pol.verifier.tolerance import largest
 
 AIM = 0
@@ -48,6 +47,9 @@ GAIN = 1e8
 
 GATE = "gate"
 """The buffer that holds it twice."""
+
+CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1}
+"""Deltas of the released code of 2021 (attack study, section 2, C4)."""
 
 SPREAD = {"l1": 1.0, "l2": 0.5, "linf": 0.0}
 """The power of n by which a distance grows if n elements are off alike; one tensor hardly turns a cosine of all."""
@@ -122,10 +124,18 @@ Push = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 def _push(policy: Policy | None) -> Push:
     """As far as a policy allows; without one that names limits, as far as the preset ``tolerance`` does."""
     if policy is not None and policy.paper is not None:
-        return functools.partial(_at_once, of_2021(policy))
-    limits = policy.limits if policy is not None and policy.limits is not None else policies.load("tolerance").limits
-    assert limits is not None
-    return functools.partial(_within, limits)
+        return functools.partial(_at_once, _deltas(policy.paper, policy.reference))
+    known = policy.limits if policy is not None else None
+    return functools.partial(_within, known or Limits(relative=RELATIVE, absolute=ABSOLUTE))
+
+
+def _deltas(paper: Paper, reference: Reference | None) -> dict[str, float]:
+    """What the verification of 2021 allows of each distance."""
+    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
+    if paper.fraction is not None and reference is not None:
+        for name in SPREAD:
+            found[name] = min(found.get(name, math.inf), paper.fraction * float(getattr(reference, name)))
+    return found or CODE
 
 
 def _within(limits: Limits, key: str, start: Tensor, end: Tensor, way: Tensor) -> Tensor:
@@ -146,7 +156,7 @@ def _within(limits: Limits, key: str, start: Tensor, end: Tensor, way: Tensor) -
 def _at_once(deltas: dict[str, float], _: str, start: Tensor, end: Tensor, way: Tensor) -> Tensor:
     """By all that deltas of 2021 leave to all parameters together."""
     size = way.numel()
-    room = min(deltas[name] / size**power for name, power in SPREAD.items() if name in deltas)
+    room = min(delta / size ** SPREAD[name] for name, delta in deltas.items() if name in SPREAD)
     moved: Tensor = end.double() + SHARE * room * way.double().sign()
     return moved.to(end.dtype)
 
