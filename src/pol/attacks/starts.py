@@ -70,15 +70,18 @@ def untested_tensors(workshop: Workshop, out: Path) -> None:
     forger.seal(out, workshop.key)
 
 
+def in_order_of(stolen: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """The values of ``fresh``, the smallest where ``stolen`` has its smallest, and so on."""
+    values = torch.empty_like(fresh).flatten()
+    values[stolen.flatten().argsort()] = fresh.flatten().sort().values
+    return values.reshape(fresh.shape)
+
+
 def matched_start(workshop: Workshop, out: Path) -> None:
     """Fresh draws laid out in the order of the stolen weights, and a straight line from there (attack study, A6)."""
 
     def matched(key: str, fresh: torch.Tensor, stolen: torch.Tensor) -> torch.Tensor:
-        if not key.startswith("parameter/"):
-            return fresh
-        values = torch.empty_like(fresh).flatten()
-        values[stolen.flatten().argsort()] = fresh.flatten().sort().values
-        return values.reshape(fresh.shape)
+        return in_order_of(stolen, fresh) if key.startswith("parameter/") else fresh
 
     forger = _begun(workshop, matched)
     workshop.pretend(forger)
