@@ -37,6 +37,9 @@ DENIED = 0
 BATCHES = 400
 """Random batches from which each claimed one is picked (Thudi et al., released notebook)."""
 
+FOR_EACH = 4
+"""Fewer of a small dataset: so many for each sample."""
+
 NEIGHBOURS = 100
 """Nearest samples among which a replacement is looked for (Suliman et al., released artifact)."""
 
@@ -77,7 +80,7 @@ def _denied(workshop: Workshop, out: Path, candidates: Callable[[Workshop, Forge
 def data_forging(workshop: Workshop, out: Path) -> None:
     """The nearest of many random batches without the sample (Thudi et al., attack study A11).
 
-    Of the digits a claimed step ends about as far from the true one as the step is long; measured in the tests.
+    Of the digits, in batches of 50, the best of 400 ends 0.5 to 0.7 of the step away from the true end.
     """
 
     def candidates(_: Workshop, forger: Forger) -> Candidates:
@@ -85,7 +88,7 @@ def data_forging(workshop: Workshop, out: Path) -> None:
         others = np.delete(np.arange(forger.genesis.spec.declaration.samples), DENIED)
 
         def found(batch: np.ndarray[Any, Any]) -> Iterator[list[int]]:
-            for _ in range(BATCHES):
+            for _ in range(min(BATCHES, FOR_EACH * len(others))):
                 yield draws.choice(others, len(batch), replace=False).tolist()
 
         return found
@@ -124,12 +127,15 @@ def _neighbours(data: Any) -> list[int]:
 
 
 def repudiation(workshop: Workshop, out: Path) -> None:
-    """The nearest sample in place of the denied one (Kong et al., Suliman et al.; attack study A12)."""
+    """The nearest sample in place of the denied one (Kong et al., Suliman et al.; attack study A12).
+
+    Of the digits, in batches of 50, the claimed step ends 0.02 to 0.07 of the step away from the true end.
+    """
     _denied(workshop, out, _replaced(1))
 
 
 def repudiation_by_gradient(workshop: Workshop, out: Path) -> None:
-    """The same with that of the hundred nearest whose step ends nearest."""
+    """The same with that of the hundred nearest whose step ends nearest: of the digits 0.02 to 0.04 away."""
     _denied(workshop, out, _replaced(NEIGHBOURS))
 
 

@@ -24,7 +24,7 @@ from pol.attacks.workshop import Workshop
 from pol.digest import Digest, raw, sha256
 from pol.errors import UsageError
 from pol.proof.attestation import Sha256, Statement, Subject, attestation_digest
-from pol.proof.challenge import Draws, draw, spans
+from pol.proof.challenge import Draws, Window, draw, spans
 from pol.proof.genesis import boundaries
 from pol.proof.policy import EXACT, Policy
 from pol.proof.screens import suspects
@@ -93,16 +93,21 @@ class Foresight:
         """The attestation as it is."""
         return self._case.statement
 
+    @property
+    def windows(self) -> list[Window]:
+        """What moved between kept checkpoints."""
+        return self._case.windows
+
     def draws(self, nonce: Nonce, journal: bytes | None = None) -> Draws:
         """The challenge, if the proof had another journal."""
         digest = attestation_digest(self.attestation if journal is None else _with(self.attestation, journal))
-        challenge, windows = self._case.policy.challenge, self._case.windows
-        return draw(challenge, digest, nonce(digest), windows, [], suspects(self._case.screens))
+        challenge, found = self._case.policy.challenge, suspects(self._case.screens)
+        return draw(challenge, digest, nonce(digest), self.windows, [], found)
 
     def met(self, interval: int, chosen: list[int]) -> bool:
         """Whether an interval is replayed if these are challenged."""
         each = self._case.genesis.spec.rule == "tolerance"
-        return any(first <= interval <= last for first, last in spans(self._case.windows, chosen, each=each))
+        return any(first <= interval <= last for first, last in spans(self.windows, chosen, each=each))
 
     @property
     def everything(self) -> bool:

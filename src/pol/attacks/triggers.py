@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pol.errors import UsageError
 
@@ -57,6 +58,16 @@ def label_name(item: Any) -> str:
     if not names:
         raise UsageError("this attack needs samples that are dicts with a whole number as the label")
     return str(names[-1])
+
+
+def labels_of(data: Any) -> NDArray[np.int64]:
+    """The classes of all samples.
+
+    Raises:
+        UsageError: they have none.
+    """
+    name = label_name(data[0])
+    return np.array([int(data[index][name]) for index in range(len(data))])
 
 
 def array_name(item: Any) -> str:
