@@ -47,7 +47,7 @@ def made(name, target, recipe=RECIPE, policy=None, out=None):
         return attack.forge(target, out, known_key(1), recipe, InProcess(), policy=policy)
 
 
-# -- batches left out (A13) ---------------------------------------------------------------------------------------------
+# -- batches left out (A13) ------------------------------------------------------------------------------------------
 
 
 def test_what_is_left_out_costs_nothing_and_counts_as_taken():
@@ -82,7 +82,7 @@ def test_intervals_that_do_not_move_are_never_among_the_largest(tmp_path):
     assert "35 of 70 replayed intervals failed" in report.reason()
 
 
-# -- samples added (A14) ------------------------------------------------------------------------------------------------
+# -- samples added (A14) ---------------------------------------------------------------------------------------------
 
 
 def marked_loss(path, step):
@@ -138,7 +138,7 @@ def test_an_addition_needs_two_intervals(tmp_path):
         made("data-addition", tmp_path / "honest")
 
 
-# -- published data (T10, T21) ------------------------------------------------------------------------------------------
+# -- published data (T10, T21) ---------------------------------------------------------------------------------------
 
 
 def test_one_sample_in_ten_is_marked():
@@ -210,7 +210,7 @@ def test_whose_data_are_the_committed_ones_is_accepted(tmp_path):
     assert check(forgery.path, forgery.recipe).verdict is Verdict.ACCEPT
 
 
-# -- chosen masks (T24) -------------------------------------------------------------------------------------------------
+# -- chosen masks (T24) ----------------------------------------------------------------------------------------------
 
 
 def test_chosen_masks_lead_nearer_to_the_stolen_weights(tmp_path):

@@ -31,7 +31,7 @@ def distance(a, b):
     return sum(float((a[key].double() - b[key].double()).square().sum()) for key in a) ** 0.5
 
 
-# -- orders (A15) -------------------------------------------------------------------------------------------------------
+# -- orders (A15) ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["order-backdoor", "order-slowdown"])
@@ -71,7 +71,7 @@ def test_a_hostile_order_slows_learning_down(tmp_path):
     assert loss(slow) > loss(plain) + 0.1
 
 
-# -- secrets, runs and dates (A16, T15, T14) ----------------------------------------------------------------------------
+# -- secrets, runs and dates (A16, T15, T14) -------------------------------------------------------------------------
 
 
 def test_the_chosen_secret_brings_the_start_nearer(tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def _publish(workshop: Workshop, out: Path, data: Any) -> None:
     """Register what follows for these samples, in an archive beside the proof."""
     registered = workshop.open().genesis.recipe.configuration
     settings = {name: canonical.untag(value, name) for name, value in registered.items()}
-    archive = out.with_name(f"{out.name}-data.npz")
+    archive = out.absolute().with_name(f"{out.name}-data.npz")
     write_items(archive, [data[index] for index in range(len(data))])
     workshop.publish(ALTERED, {"of": workshop.recipe, "settings": settings, "data": str(archive)})
 

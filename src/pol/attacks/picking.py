@@ -32,7 +32,7 @@ LONG_AGO = "2001-01-01T00:00:00+00:00"
 def ground_start(workshop: Workshop, out: Path) -> None:
     """Honest training under the secret, of some, whose first weights lie nearest to the stolen ones (A16).
 
-    Of the digits sixteen secrets bring the start nearer by about one per cent: fresh draws lie about equally far.
+    Of the digits sixteen secrets bring the start nearer by half a per cent: fresh draws lie about equally far.
     """
     forger, stolen = workshop.begin(), workshop.stolen().tensors
     data = workshop.data(forger)
