@@ -136,7 +136,7 @@ def check_pieces(forger: Forger, limits: dict[str, float], honest: Collection[in
                 raise UsageError(f"this attack needs smaller pieces: {name} is {found.metric(name):.3g} of {limit:g}")
 
 
-REPORTED = "success for every k and every delta > 0 (Fang et al., EuroS&P 2023); 0 of our gradients"
+REPORTED = "passes for every k and every delta > 0, for about one forward pass (Fang et al., EuroS&P 2023)"
 
 ATTACKS = (
     Attack(
