@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from msgspec import structs
 
 from factory import PLAIN, RECIPE, STEPS, InProcess, check, factory, judge, known_key, same_every_time
 from pol.attacks import deltas, infinitesimal, untaken
@@ -271,3 +272,11 @@ def test_two_optimizers_have_no_one_rate():
     two = [torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2)]
     with pytest.raises(UsageError, match="one optimizer"):
         untaken._only_optimizer(SimpleNamespace(a=two[0], b=two[1]))
+
+
+def test_a_step_of_several_batches_cannot_be_replaced():
+    forger = Forger(factory().proof())
+    untaken.check_single(forger)
+    forger.genesis = structs.replace(forger.genesis, spec=structs.replace(forger.genesis.spec, batches_per_step=2))
+    with pytest.raises(UsageError, match="one batch per step"):
+        untaken.check_single(forger)

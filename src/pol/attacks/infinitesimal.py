@@ -53,7 +53,7 @@ def infinitesimal_matched(workshop: Workshop, out: Path) -> None:
 def _line(workshop: Workshop, begin: Begin) -> Forger:
     limits, stolen = deltas(workshop.policy), workshop.stolen()
     registered = {"lr": STILL} if "lr" in workshop.open().genesis.recipe.configuration else {}
-    forger = begun_long_enough(workshop, begin, lambda begun: pieces(begun.states[0], stolen, limits), registered)
+    forger = begun_long_enough(workshop, begin, lambda run: pieces(run.states[0], stolen, limits), registered)
     untaken(workshop, forger, rate=None if registered else STILL)
     straight(forger, stolen)
     check_pieces(forger, limits)
