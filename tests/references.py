@@ -4,3 +4,4 @@ from pathlib import Path
 
 RECIPE = f"{Path(__file__).parent / 'recipes' / 'toy.py'}:Toy"
 PLAIN = f"{Path(__file__).parent / 'recipes' / 'plain.py'}:Plain"
+LONGER = f"{Path(__file__).parent / 'recipes' / 'longer.py'}:Longer"

@@ -1,8 +1,8 @@
-"""The plain training on three times as many samples: epochs of 21 steps."""
+"""The plain training on six times as many samples: epochs of 42 steps."""
 
 import plain
 
 
 class Longer(plain.Plain):
     def data(self):
-        return super().data() * 3
+        return super().data() * 6

@@ -35,7 +35,7 @@ def blindfold(workshop: Workshop, out: Path) -> None:
     delta, and k = 1 costs the fewest gradients.
     """
     limits, count, stolen = deltas(workshop.policy), top(workshop.policy), workshop.stolen()
-    forger = begun_long_enough(workshop, workshop.begin, lambda begun: _needed(begun, stolen, limits, count), {})
+    forger = begun_long_enough(workshop, workshop.begin, lambda run: _needed(run, stolen, limits, count), {})
     first, intervals = forger.states[0], len(forger.kept) - 1
     for window in covered(forger):
         if window:
@@ -90,9 +90,9 @@ def hidden(
     Raises:
         UsageError: there are too few.
     """
-    metrics = choosing(workshop.policy)
+    metrics, worth = choosing(workshop.policy), _worth(window, count)
     start, turn = forger.kept[window.start], forger.kept[window.start + count]
-    whole, worth = apart(forger.states[start], aim), _worth(window, count)
+    whole = apart(forger.states[start], aim)
     if count:
         names = {*metrics, "l2"} - {"cos"}
         lengths = {name: longer * LARGER * whole.metric(name) / worth for name in names}
@@ -152,7 +152,7 @@ ATTACKS = (
         "thief",
         blindfold,
         study=("A5",),
-        reported="passes with Q = 5 of 200 epochs for 13 % of the gradients (Fang et al., EuroS&P 2023)",
+        reported="passes Q = 5 in all 200 epochs, for 13 % of the gradients (Fang et al., EuroS&P 2023)",
         adapts=True,
     ),
 )

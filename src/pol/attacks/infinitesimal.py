@@ -53,7 +53,7 @@ def infinitesimal_matched(workshop: Workshop, out: Path) -> None:
 def _line(workshop: Workshop, begin: Begin) -> Forger:
     limits, stolen = deltas(workshop.policy), workshop.stolen()
     registered = {"lr": STILL} if "lr" in workshop.open().genesis.recipe.configuration else {}
-    forger = begun_long_enough(workshop, begin, lambda begun: pieces(begun.states[0], stolen, limits), registered)
+    forger = begun_long_enough(workshop, begin, lambda run: pieces(run.states[0], stolen, limits), registered)
     untaken(workshop, forger, rate=None if registered else STILL)
     straight(forger, stolen)
     check_pieces(forger, limits)
@@ -136,7 +136,7 @@ def check_pieces(forger: Forger, limits: dict[str, float], honest: Collection[in
                 raise UsageError(f"this attack needs smaller pieces: {name} is {found.metric(name):.3g} of {limit:g}")
 
 
-REPORTED = "success for every k and every delta > 0 (Fang et al., EuroS&P 2023); 0 of our gradients"
+REPORTED = "passes for every k and every delta > 0, for about one forward pass (Fang et al., EuroS&P 2023)"
 
 ATTACKS = (
     Attack(

@@ -72,7 +72,7 @@ def bridged(workshop: Workshop, out: Path) -> None:
             workshop.configured(target, "num_epochs")
         if needed > MOST:
             raise UsageError(f"this attack needs limits that {MOST} pieces can keep to; these need {needed}")
-        later += unit * math.ceil((SPARE * needed * spec.every * spec.keep + per_epoch - later) / unit)
+        later += unit * max(1, math.ceil((SPARE * needed * spec.every * spec.keep + per_epoch - later) / unit))
     aim = target.states[forger.kept[joint] - later]
     bridge(workshop, forger, range(1, joint), aim)
     _tail(workshop, forger, forger.kept[joint], later)

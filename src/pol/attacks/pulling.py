@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from pol.attacks.attack import Attack
+from pol.attacks.untaken import check_single
 from pol.attacks.workshop import Workshop
 from pol.replay.recipe import Recipe
 
@@ -71,10 +72,11 @@ def _share(steps: int, momentum: float, nesterov: bool) -> float:
 def pulled(workshop: Workshop, out: Path) -> None:
     """With a projection after every step, which no optimizer sees, and which closes the way with the last one."""
     forger, aim, taken = workshop.begin(), workshop.stolen().tensors, count()
+    check_single(forger)
 
     def step(recipe: Recipe, parts: Any, batch: Any) -> Any:
         loss = type(recipe).step(recipe, parts, batch)
-        share = 1 / (forger.steps * forger.genesis.spec.batches_per_step - next(taken))
+        share = 1 / (forger.steps - next(taken))
         with torch.no_grad():
             for parameter, goal in _goals(parts, aim):
                 parameter.copy_(goal if share == 1 else torch.lerp(parameter, goal, share))

@@ -32,7 +32,11 @@ def untaken(
         start: A boundary whose state is there.
         stop: A boundary; by default the end.
         rate: Logged for every step; None: what the registered rate and schedule give.
+
+    Raises:
+        UsageError: a step takes several batches.
     """
+    check_single(forger)
     target = workshop.open()
     often = {name: count // target.steps for name, count in target.intervals[-1].schedules.items()}
 
@@ -59,6 +63,16 @@ def untaken(
             log_rates(forger, index, [rate] * (record.stop - record.start))
 
 
+def check_single(forger: Forger) -> None:
+    """A step that is replaced is that of one batch.
+
+    Raises:
+        UsageError: it takes several.
+    """
+    if forger.genesis.spec.batches_per_step != 1:
+        raise UsageError("this attack needs a recipe with one batch per step")
+
+
 def log_rates(forger: Forger, index: int, rates: list[float]) -> None:
     """Name other learning rates in a record: one for each of its steps."""
     groups = len(forger.intervals[index].learning_rates[0].values)
@@ -76,7 +90,11 @@ def lengthened(workshop: Workshop, forger: Forger, start: int, stop: int, length
         start: A step whose state is kept, and there.
         stop: A step whose state is kept.
         lengths: The least length by metrics (l1, l2, linf).
+
+    Raises:
+        UsageError: no rate makes a step that long; or a step takes several batches, or has several optimizers.
     """
+    check_single(forger)
     rates: list[float] = []
     ends = {end - start for end in forger.kept}
 
