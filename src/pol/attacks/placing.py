@@ -211,7 +211,6 @@ def _stands(ground: Ground) -> bool:
 
 def _still(ground: Ground, intervals: int) -> _Manner:
     """At a rate of 0 honest steps leave all weights as they are: fresh before the jump, stolen after it (T2, T11)."""
-
     moments = any(key.startswith("optimizer/") for key in ground.stolen.tensors)
     others = {"optimizer": 1.0} if moments else {}  # which go on as if nothing had happened
 
