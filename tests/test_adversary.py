@@ -1,28 +1,35 @@
 """The adaptive forger does what it predicts: under each policy it is accepted as often as it says, and no oftener."""
 
 import functools
+import itertools
 import math
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from factory import PLAIN, RECIPE, TOLERANCE, check, known_key, same_every_time
 from pol import policies
-from pol.attacks import adversary, landing, placing, planning
+from pol.attacks import adversary, believing, landing, placing, planning
 from pol.attacks.forger import Forger
 from pol.attacks.registry import REGISTRY
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
 from pol.profile import Profile
+from pol.proof.attestation import attestation_digest
 from pol.proof.challenge import draw, spans
 from pol.proof.plan import plan as planned
-from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Paper, Policy
+from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Paper, Policy, Reference
 from pol.proof.report import Verdict
 from pol.proof.screens import suspects
 from pol.prover import record
 from pol.replay.inprocess import InProcess
+from pol.replay.state import State
+from pol.store import ProofDirectory
+from pol.verifier import authenticate, eight, paper_audit
+from pol.verifier.case import Case
 from test_plan import assert_agrees, nonce
 
 FULL = policies.load("exact-full")
@@ -87,6 +94,27 @@ def is_stolen(path, recipe=PLAIN):
     return all(torch.equal(last[key].view(torch.int32), tensor.view(torch.int32)) for key, tensor in stolen.items())
 
 
+def foreseen(proof, policy, forged):
+    """How probable an ACCEPT of a finished forgery is: measured as the verifier does, with its screens."""
+    case = looked_over(proof, policy)
+    each, every = policy.rule == "tolerance", case.genesis.spec.every
+    resumed = [step // every for step in case.journal.resumes if 0 < step < case.genesis.spec.steps]
+    suspected = draw(policy.challenge, attestation_digest(case.statement), case.nonce, case.windows, [],
+                     suspects(case.screens)).screened  # fmt: skip
+    if any(first <= index <= last for first, last in spans(case.windows, suspected, each=each) for index in forged):
+        return 0.0
+    return planning.accepted(policy, case.windows, resumed, forged)
+
+
+def looked_over(proof, policy):
+    """What a verifier knows of a proof before it builds or replays anything; nothing so far refuses it."""
+    case = Case(store=ProofDirectory(proof), policy=policy, model=None, nonce=bytes(32), progress=lambda *_: None)
+    steps = (*eight.AUTHENTICATE, authenticate.contents, *eight.BIND, *eight.SHAPE)
+    checks = itertools.chain(authenticate.envelopes(case), *(step(case) for step in steps))
+    assert [check for check in checks if check.status != "passed"] == []
+    return case
+
+
 # -- rule exact -----------------------------------------------------------------------------------------------------
 
 
@@ -114,17 +142,17 @@ def test_it_is_accepted_as_often_as_it_predicts(name):
     assert (plan.name, plan.ends) == (kind, True)
     assert is_stolen(forgery.path)
     assert list(plan.forged) == failing(policy) == [plan.intervals - 3]
-    foreseen = planning.foreseen(forgery.path, policy, plan.forged)
-    assert foreseen == pytest.approx(plan.probability, abs=0.01)
+    expected = foreseen(forgery.path, policy, plan.forged)
+    assert expected == pytest.approx(plan.probability, abs=0.01)
     report = check(forgery.path, PLAIN, policy=policy)
-    case = planning.looked_over(forgery.path, policy)
+    case = looked_over(forgery.path, policy)
     found = suspects(case.screens)
     passed = 0
     for number in range(NONCES):
         drawn = draw(policy.challenge, report.attestation, nonce(number), case.windows, [], found).all()
         passed += not any(a <= f <= b for a, b in spans(case.windows, drawn, each=False) for f in plan.forged)
-    assert_agrees(passed / NONCES, foreseen, NONCES)
-    assert 1 - foreseen > least
+    assert_agrees(passed / NONCES, expected, NONCES)
+    assert 1 - expected > least
 
 
 def test_a_plan_of_the_policy_states_no_more_than_that():
@@ -232,6 +260,18 @@ def test_the_verification_of_2021_is_passed_with_any_constants(name):
     assert check(forgery.path, PLAIN, policy=FULL).verdict is Verdict.REJECT
 
 
+@pytest.mark.parametrize("changes", [{}, {"delta": {"l2": 1.0}}, {"fraction": 0.01}])
+def test_it_knows_what_the_verifier_compares(changes):
+    reference = Reference(calibration="", recipe="", l1=1, l2=2, linf=3, cos=4) if "fraction" in changes else None
+    policy = msgspec.structs.replace(original(**changes), reference=reference)
+    assert believing.deltas(policy) == paper_audit.limits(policy)
+
+
+@pytest.mark.parametrize("size", [(14, 2, 3), (14, 2, 6), (304, 1, 10), (78_125, 200, 10), (20, 2, 100)])
+def test_it_knows_where_the_verifier_looks(size):
+    assert believing.windows(*size) == paper_audit.windows(*size)
+
+
 # -- tolerance --------------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +353,7 @@ def test_running_statistics_land_a_rounding_off_at_most():
     forger = shop.begin(settings={"lr": 0.0}, every=1)
     shop.train(forger)
     aim, start = shop.stolen(), forger.steps - 2
-    forger.states[start] = planning.State(
+    forger.states[start] = State(
         {k: aim.tensors[k] if k.startswith(landing.MODEL) else t for k, t in forger.states[start].tensors.items()}
     )
     before = shop.gradients

@@ -18,11 +18,15 @@ from pol.attacks.interpolation import straight
 from pol.attacks.planning import MEMORY, Ground, Plan, begin, pass_by
 from pol.attacks.workshop import Workshop
 from pol.proof.genesis import boundaries
+from pol.proof.policy import Policy
 from pol.replay.state import State
-from pol.verifier.paper_audit import limits, windows
 
 SHARE = 0.9
 """How much of a delta a piece uses: the first weights that the forger will draw are not known yet."""
+
+
+CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1, "cos": 0.01}
+"""Limits of the released code, where a policy gives none."""
 
 
 def plans(ground: Ground) -> list[Plan]:
@@ -49,11 +53,28 @@ def _begun(ground: Ground, workshop: Workshop, settings: dict[str, Any], every: 
     return forger
 
 
+def deltas(policy: Policy) -> dict[str, float]:
+    """The limit of each metric that judges, as the verifier finds it: where a policy gives two, the smaller."""
+    assert policy.paper is not None
+    found: dict[str, float] = {str(name): delta for name, delta in (policy.paper.delta or {}).items()}
+    if policy.paper.fraction is not None:
+        for name in CODE:
+            reference = float(getattr(policy.reference, name))
+            found[name] = min(found.get(name, math.inf), policy.paper.fraction * reference)
+    return found or CODE
+
+
+def windows(steps: int, epochs: int, every: int) -> list[range]:
+    """The intervals of each epoch among which the verifier chooses: their ends are rounded (I5)."""
+    ends = [round(steps / epochs / every * epoch) for epoch in range(epochs + 1)]
+    return [range(first, last) for first, last in pairwise(ends)]
+
+
 # -- pieces below every delta (A4) -----------------------------------------------------------------------------------
 
 
 def _pieces(ground: Ground) -> list[Plan]:
-    needed = pieces(ground.fresh, ground.stolen, limits(ground.policy))
+    needed = pieces(ground.fresh, ground.stolen, deltas(ground.policy))
     size = sum(tensor.nbytes for tensor in ground.stolen.tensors.values())
     free = ground.takes("num_epochs")
     epochs = max(ground.target.genesis.spec.declaration.epochs, -(-needed // ground.epoch)) if free else 0
