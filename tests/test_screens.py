@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from factory import PLAIN, TOLERANCE, check, factory, same_every_time
+from factory import PLAIN, TOLERANCE, check, decision, factory, forge, same_every_time
 from pol.attacks.attack import Attack
 from pol.attacks.registry import REGISTRY
 from pol.profile import Profile
@@ -20,7 +20,7 @@ from pol.proof.screens import LISTED, STRAIGHT, UNUSUAL, Loss, Move, leaps, line
 from pol.prover import record
 from pol.recipes import digits
 from pol.replay.inprocess import InProcess
-from pol.verifier import eight, screening
+from pol.verifier import eight, screening, shape
 
 DIGITS = f"{digits.__file__}:DigitsCNN"
 WHOLE = f"{Path(PLAIN).with_name('whole.py')}:Whole"
@@ -424,3 +424,21 @@ def test_what_has_no_length_has_no_direction():
     assert screening._angle(1.0, 4.0, 2.0) == 0.0
     assert screening._angle(1e300, 1e300, -1e300 * 1.0000001) == pytest.approx(math.pi)
     assert screening._angle(1.0, 1.0, 0.0) == pytest.approx(math.pi / 2)
+
+
+def test_steps_that_were_skipped_have_moved_nothing(tmp_path, monkeypatch):
+    """Else no screen would look at the interval, and only chance would replay it."""
+
+    def lie(workshop, out):
+        forger = workshop.record()
+        record = forger.intervals[2]
+        forger.replace(2, loss=None, skipped=list(range(record.start, record.stop)))
+        forger.seal(out, workshop.key)
+
+    path = forge(tmp_path, lie).path
+    report = check(path)
+    assert decision(report) == (Verdict.REJECT, 4)
+    assert "all steps from 6 to 9 were recorded as skipped, and moved parameters by" in report.reason()
+    monkeypatch.setattr(eight, "SHAPE", tuple(c for c in eight.SHAPE if c is not shape.skips))
+    least = Policy(challenge=Challenge(strategy="uniform", uniform=0))
+    assert check(path, policy=least).verdict is Verdict.ACCEPT

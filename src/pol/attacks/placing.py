@@ -2,8 +2,9 @@
 
 One interval that is not replayed is enough to jump to stolen weights. What comes after it is honest, and has to end in
 these weights bit for bit; what comes before it hides it from whoever looks at the largest moves. Each interval is one
-step, so that as few as possible of all are forged. Its record says that its only step was skipped: no screen compares
-the size of a move, or a loss, of an interval that took no step.
+step, so that as few as possible of all are forged.
+
+Where the policy screens sizes, that is what finds the jump: it is smaller than what hides it.
 
 The forger chooses how long its run is, so its own honest steps need not be many: what they buy is the number of
 intervals among which one forged is looked for.
@@ -239,8 +240,10 @@ def _spliced(workshop: Workshop, forger: Forger, forged: tuple[int, ...], land: 
     own = forger.states[jump + 1].tensors
     forger.states[jump + 1] = State({k: stolen.tensors[k] if k.startswith(MODEL) else t for k, t in own.items()})
     land(workshop, forger, jump + 1, stolen)
+    seen = forger.intervals[jump].loss  # of a step that was taken, before the state after it was exchanged
     for index in forged:
-        forger.replace(index, loss=None, skipped=[forger.intervals[index].start])
+        if index != jump:
+            forger.replace(index, loss=seen)
     return forger
 
 

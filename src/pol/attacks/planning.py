@@ -12,10 +12,11 @@ import torch
 
 from pol.attacks.forger import Forger
 from pol.attacks.workshop import Workshop
-from pol.proof.challenge import Window
+from pol.proof.challenge import Window, spans
 from pol.proof.genesis import CONTROL_STEPS, kept
 from pol.proof.plan import detection
 from pol.proof.policy import Bounds, Policy
+from pol.proof.screens import Move, norms
 from pol.replay.state import State
 
 MEMORY = 2**31
@@ -125,5 +126,15 @@ def length(state: State, kind: str) -> float:
 
 
 def accepted(policy: Policy, windows: list[Window], resumed: list[int], forged: Collection[int]) -> float:
-    """Probability, over the nonce, that no replay reaches a forged interval; screens left out."""
-    return 1.0 - detection(policy.challenge, windows, resumed, forged, each=policy.rule == "tolerance")
+    """Probability, over the nonce, that no replay reaches a forged interval.
+
+    Of the screens only that of sizes is foreseen, for windows of one interval each: the others look at what a forger
+    writes.
+    """
+    each = policy.rule == "tolerance"
+    screened = policy.challenge.screened if policy.challenge.strategy == "mix" else 0
+    moves = [Move(w.first, w.last + 1, w.last, w.sizes, w.last + 1 - w.first, 1.0) for w in windows]
+    found = spans(windows, norms(moves).intervals[:screened], each=each)
+    if any(first <= index <= last for first, last in found for index in forged):
+        return 0.0
+    return 1.0 - detection(policy.challenge, windows, resumed, forged, each=each)

@@ -25,7 +25,8 @@ from pol.verifier.procedure import Procedure, not_run, run_step
 
 AUTHENTICATE = (authenticate.signatures, authenticate.trusted_key, authenticate.beacon)
 BIND = (bind.files, bind.chain, bind.states, bind.released_model)
-SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, screening.look,
+SHAPE = (shape.arithmetic, shape.cover, shape.kept_states, shape.order, shape.measured, shape.skips,
+         screening.look,
          *clauses.CLAUSES, tolerance.precise, tolerance.optimizers, drift.beforehand)  # fmt: skip
 
 

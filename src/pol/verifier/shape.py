@@ -138,6 +138,21 @@ def measured(case: Case) -> Checks:
     )
 
 
+def skips(case: Case) -> Checks:
+    """Steps that were recorded as skipped moved no parameter of an optimizer: by design they change nothing."""
+    found = 0
+    for window, moved in zip(case.windows, case.moves, strict=True):
+        inside = case.log.intervals[window.first : window.last + 1]
+        if all(len(interval.skipped) == interval.stop - interval.start for interval in inside):
+            found += 1
+            if any(moved.distances):
+                raise IntegrityError(
+                    f"all steps from {moved.start} to {moved.stop} were recorded as skipped, and moved parameters by "
+                    f"{max(moved.distances):.3g}"
+                )
+    yield passed("skipped", f"{found} windows of skipped steps moved no parameter")
+
+
 def _scan(case: Case, step: int, placed: list[Placed]) -> None:
     """Refuse NaN anywhere, and infinities in trained tensors; buffers may hold them, and replay exactly."""
     for slot in placed:
