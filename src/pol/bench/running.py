@@ -54,7 +54,7 @@ def attacks(
     for name in names:
         attack_named(name)
     own = [f"{file}:{attack.name}" for file in files for attack in read_attacks(file)]
-    listed = [a.name for a in REGISTRY.values() if chosen.chosen(a.study, a.name)]
+    listed = list(chosen.attacks or REGISTRY)
     wanted = [*(names or ([] if own else listed)), *own]
     given = settings if settings is not None else chosen.settings if recipe == suite.DIGITS else {}
     kept = Kept(work, [recipe, given, budget, chosen.draws], files)
