@@ -8,7 +8,7 @@ from pol.bench.result import SAMPLED, Cell, Outcome
 from pol.proof.report import Verdict
 from pol.render.attacks import rows, word
 
-ROW, LABEL, FIELD, TOP = 18, 210, 104, 56
+ROW, LABEL, FIELD, TOP = 18, 210, 126, 56
 """Sizes in pixels: the height of a row, the width of its label and of a field, and the height of the head."""
 
 FONT = "font-family='system-ui, sans-serif' font-size='12'"
