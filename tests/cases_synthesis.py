@@ -14,7 +14,7 @@ CASES = {
     name: [NOT_DERIVED, ALONG_THE_LAST, (7, "11 of 11 replayed intervals failed", "audit"), REPLAY_ONLY]
     for name in ("synthesised-steps", "suppressed-steps", "suppressed-intervals")
 }
-TOLERANCE = {name: NOT_DERIVED[:2] for name in CASES}
+TOLERANCE = dict.fromkeys(CASES, NOT_DERIVED[:2])
 PAPER = {
     "synthesised-steps": ("ACCEPT", "a move below delta, whatever the samples do: they do not go along it (A1)"),
     "suppressed-steps": ("ACCEPT", "a move below delta, and samples that move nothing (A2)"),
