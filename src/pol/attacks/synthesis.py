@@ -12,10 +12,12 @@ Measured, as the error of a replay over the claimed move (rho), with the rates o
   with the best of rates from 0.1 to 3 0.77 and 0.986. It passes nevertheless, because every piece is below the deltas
   anyway, and any samples pass that do not move the weights much.
 - **II and III reproduce**: rho is about 1, and the verification of 2021 accepts, where genuine samples in the place of
-  the made ones move the weights beyond its deltas (digits, k = 10: 5 of 16 intervals).
+  the made ones move the weights beyond its deltas (digits, 3 epochs, k = 10: 3 of 16 intervals). There is little room
+  where batches are small and steps long: with 4 samples of 4 numbers (``Plain``), one of two models was not always forged over
+  6 steps at a rate of 0.1.
 
-They cost more than these trainings: 6,000 gradients for digits, where 3 epochs are 90. A joint evaluation of attack III
-is counted by the batches in it, so it saves nothing there; its authors count one.
+They cost far more than so short a training: 7,000 to 8,400 gradients for digits, whose 3 epochs are 90. A joint
+evaluation of attack III is counted by the batches in it, so it saves nothing here; its authors count one.
 """
 
 from __future__ import annotations
@@ -37,28 +39,21 @@ from pol import canonical
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
+from pol.attacks.lines import deltas, pieces
 from pol.attacks.matching import EVALUATION, Aim, Objective, groups_of, modules_of, trained
 from pol.attacks.programs import Altered, write_items
 from pol.attacks.starts import in_order_of
 from pol.attacks.workshop import Workshop
-from pol.distance import METRICS
 from pol.errors import UsageError
 from pol.proof.genesis import kept
-from pol.proof.policy import Policy
 from pol.replay import recipe as recipes
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
 
-CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1, "cos": 0.01}
-"""Deltas of the code of 2021, whatever the model."""
-
 SHARE = 0.5
 """Of each delta that a piece of the line takes: the other half is for what steps do that should do nothing."""
 
-MOST_PIECES = 10_000
-"""Of a line: ten times as many as the infinitesimal update attack takes in its code (attack study, A4)."""
-
-ENOUGH = 0.1
+ENOUGH = 0.25
 """Share of the first value of an objective under which no other samples are tried; most end there."""
 
 JOINT = 100
@@ -101,46 +96,6 @@ class _Kind:
 
 
 ONE, TWO, THREE = _Kind(100, follows=True), _Kind(10, 3), _Kind(10, 3, joint=True)
-
-
-def deltas(policy: Policy | None) -> dict[str, float]:
-    """The limits of the verification of 2021 in force: those of a policy for it, else the constants of its code."""
-    paper = policy.paper if policy is not None else None
-    if policy is None or paper is None:
-        return CODE
-    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
-    if paper.fraction is not None and policy.reference is not None:
-        for name in METRICS:
-            found[name] = min(found.get(name, math.inf), paper.fraction * float(getattr(policy.reference, name)))
-    return found or CODE
-
-
-def pieces(first: State, last: State, limits: dict[str, float]) -> int:
-    """Into how many equal pieces the line between the parameters of two states falls, if each is to be within limits.
-
-    Raises:
-        UsageError: too many.
-    """
-    names = [key for key in last.tensors if key.startswith("parameter/")]
-    start, end = (torch.cat([state.tensors[key].double().flatten() for key in names]) for state in (first, last))
-    way = end - start
-    lengths = {"l1": float(way.abs().sum()), "l2": float(way.norm()), "linf": float(way.abs().max())}
-    needed = [lengths[name] / limit if limit else math.inf for name, limit in limits.items() if name in lengths]
-    least, sharpest = max([1.0, *needed]), limits.get("cos", math.inf)
-    aa, ad, dd = (float(torch.dot(a, b)) for a, b in ((start, start), (start, way), (way, way)))
-
-    def turn(count: int) -> float:
-        """The largest cosine distance between neighbours."""
-        share = np.linspace(0.0, 1.0, count + 1)
-        squares = aa + 2 * share * ad + share**2 * dd
-        products = aa + (share[:-1] + share[1:]) * ad + share[:-1] * share[1:] * dd
-        return float((1 - products / np.sqrt(squares[:-1] * squares[1:])).max())
-
-    counts = range(math.ceil(least), MOST_PIECES + 1) if least <= MOST_PIECES else ()
-    for count in counts:
-        if turn(count) <= sharpest:
-            return count
-    raise UsageError(f"this attack needs deltas that a line of {MOST_PIECES} pieces keeps")
 
 
 class _Samples:
