@@ -13,8 +13,8 @@ Measured, as the error of a replay over the claimed move (rho), with the rates o
   anyway, and any samples pass that do not move the weights much.
 - **II and III reproduce**: rho is about 1, and the verification of 2021 accepts, where genuine samples in the place of
   the made ones move the weights beyond its deltas (digits, 3 epochs, k = 10: 3 of 16 intervals). There is little room
-  where batches are small and steps long: with 4 samples of 4 numbers (``Plain``), one of two models was not always forged over
-  6 steps at a rate of 0.1.
+  where batches are small and steps long: with 4 samples of 4 numbers (``Plain``), one of two models was not always
+  forged over 6 steps at a rate of 0.1.
 
 They cost far more than so short a training: 7,000 to 8,400 gradients for digits, whose 3 epochs are 90. A joint
 evaluation of attack III is counted by the batches in it, so it saves nothing here; its authors count one.
