@@ -94,7 +94,7 @@ class Objective:
         self._scale = sum(float(wanted.square().sum()) for wanted in aim.values()) or 1.0
         self.evaluations = 0
         self.change = torch.zeros_like(batch[inputs], requires_grad=True)
-        self.best = torch.inf
+        self.first, self.best = torch.inf, torch.inf
         self.found: torch.Tensor = batch[inputs]
 
     def moved(self) -> torch.Tensor:
@@ -114,12 +114,18 @@ class Objective:
         loss = loss_of(self._recipe, self._parts, {**self._batch, self._inputs: inputs})
         found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
         gaps = [(gradient - self._aim[p]).square().sum() for p, gradient in zip(parameters, found, strict=True)]
-        value = torch.stack(gaps).sum() / self._scale + self._weight * self.change.square().sum()
-        if not value.requires_grad:
+        distance = torch.stack(gaps).sum() / self._scale
+        (slope,) = torch.autograd.grad(distance, self.change, allow_unused=True)
+        if slope is None:
             raise UsageError("this attack needs a loss that is a smooth function of the inputs")
-        (self.change.grad,) = torch.autograd.grad(value, self.change)
-        if float(value.detach()) < self.best:  # a line search may end elsewhere
-            self.best, self.found = float(value.detach()), inputs.detach()
+        with torch.no_grad():
+            value = distance + self._weight * self.change.square().sum()
+            self.change.grad = slope + 2 * self._weight * self.change
+        reached = float(value)
+        if self.evaluations == 1:
+            self.first = reached
+        if reached < self.best:  # a line search may end elsewhere
+            self.best, self.found = reached, inputs.detach()
         return value.detach()
 
     def minimise(self, iterations: int) -> torch.Tensor:
@@ -127,7 +133,6 @@ class Objective:
         modules = modules_of(self._parts)
         drawn = {k: v for k, v in vars(self._parts).items() if isinstance(v, generators.KINDS)}
         held: Any = SimpleNamespace(modules=modules, generators=drawn, extras=list(extra.extras(modules)))
-        optimizer = torch.optim.LBFGS([self.change], max_iter=iterations, line_search_fn="strong_wolfe")
         with undisturbed(held):
-            optimizer.step(self)
+            torch.optim.LBFGS([self.change], max_iter=iterations, line_search_fn="strong_wolfe").step(self)
         return self.found

@@ -7,15 +7,17 @@ once. They lie in an archive beside the proof, where the program finds them.
 
 Measured, as the error of a replay over the claimed move (rho), with the rates of the targets:
 
-- **I does not reproduce**, as Fang et al. found, too: no samples within the range of genuine ones have a gradient along
-  the line. The best step leaves rho 0.86 (``Plain`` of the tests, with 515 parameters) and 0.99 (digits, 10,330); with the
-  best of rates from 0.01 to 30 0.77 and 0.98. It passes nevertheless, because every piece is below the deltas anyway,
-  and any samples pass that do not move the weights much.
+- **I does not reproduce**, as Fang et al. found, too: no samples within the range of genuine ones have a gradient
+  along the line. The best step leaves rho 0.86 (``Plain`` of the tests, with 515 parameters) and 0.996 (digits, 9,978);
+  with the best of rates from 0.1 to 3 0.77 and 0.986. It passes nevertheless, because every piece is below the deltas
+  anyway, and any samples pass that do not move the weights much.
 - **II and III reproduce**: rho is about 1, and the verification of 2021 accepts, where genuine samples in the place of
-  the made ones move the weights beyond its deltas (digits, k = 10: 5 of 16 intervals).
+  the made ones move the weights beyond its deltas (digits, 3 epochs, k = 10: 3 of 16 intervals). There is little room
+  where batches are small and steps long: with 4 samples of 4 numbers (``Plain``), one of two models was not always
+  forged over 6 steps at a rate of 0.1.
 
-They cost more than these trainings: 6,000 gradients for digits, where 3 epochs are 90. A joint evaluation of attack III
-is counted by the batches in it, so it saves nothing there; its authors count one.
+They cost far more than so short a training: 7,000 to 8,400 gradients for digits, whose 3 epochs are 90. A joint
+evaluation of attack III is counted by the batches in it, so it saves nothing here; its authors count one.
 """
 
 from __future__ import annotations
@@ -31,31 +33,28 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pol import canonical
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
+from pol.attacks.lines import deltas, pieces
 from pol.attacks.matching import EVALUATION, Aim, Objective, groups_of, modules_of, trained
 from pol.attacks.programs import Altered, write_items
 from pol.attacks.starts import matched
 from pol.attacks.workshop import Workshop
-from pol.distance import METRICS
 from pol.errors import UsageError
 from pol.proof.genesis import kept
-from pol.proof.policy import Policy
 from pol.replay import recipe as recipes
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
 
-CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1, "cos": 0.01}
-"""Deltas of the code of 2021, whatever the model."""
-
 SHARE = 0.5
-"""Of each delta that a piece of the line takes: the other half is for what a step does that should do nothing."""
+"""Of each delta that a piece of the line takes: the other half is for what steps do that should do nothing."""
 
-MOST_PIECES = 10_000
-"""Of a line: ten times as many as the infinitesimal update attack takes in its code (attack study, A4)."""
+ENOUGH = 0.25
+"""Share of the first value of an objective under which no other samples are tried; most end there."""
 
 JOINT = 100
 """Most batches that are optimised jointly: an interval of the published attack III (attack study, A3)."""
@@ -73,6 +72,10 @@ SYNTHESISED = f"{__name__}:{Synthesised.__name__}"
 """The reference of ``Synthesised``."""
 
 
+RATE = 0.1
+"""Highest rate of steps that should do nothing. Without momentum they go as far as those of the authors, who register
+0.01 with momentum 0.9 (attack study, A2)."""
+
 WEIGHT = 1e-4
 """Of what is added to the samples. The authors' 1 and 0.1 keep it small, which no verification looks at, and leave
 small gradients as they are. Without any, samples of attack III stray so far that single batches move weights."""
@@ -84,53 +87,15 @@ class _Kind:
 
     iterations: int
     """Of L-BFGS, as published: 100 for attack I, 10 for the others (attack study, A1 and A2)."""
+    retries: int = 0
+    """Further genuine samples that are tried; as many as 30 in the released code of attack II."""
     follows: bool = False
     """Whether steps are to go along the line, rather than nowhere."""
     joint: bool = False
     """Whether all samples of an interval are optimised at its start, as one batch, rather than each before its step."""
 
 
-ONE, TWO, THREE = _Kind(100, follows=True), _Kind(10), _Kind(10, joint=True)
-
-
-def deltas(policy: Policy | None) -> dict[str, float]:
-    """The limits of the verification of 2021 in force: those of a policy for it, else the constants of its code."""
-    paper = policy.paper if policy is not None else None
-    if policy is None or paper is None:
-        return CODE
-    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
-    if paper.fraction is not None and policy.reference is not None:
-        for name in METRICS:
-            found[name] = min(found.get(name, math.inf), paper.fraction * float(getattr(policy.reference, name)))
-    return found or CODE
-
-
-def pieces(first: State, last: State, limits: dict[str, float]) -> int:
-    """Into how many equal pieces the line between the parameters of two states falls, if each is to be within limits.
-
-    Raises:
-        UsageError: too many.
-    """
-    names = [key for key in last.tensors if key.startswith("parameter/")]
-    start, end = (torch.cat([state.tensors[key].double().flatten() for key in names]) for state in (first, last))
-    way = end - start
-    lengths = {"l1": float(way.abs().sum()), "l2": float(way.norm()), "linf": float(way.abs().max())}
-    needed = [lengths[name] / limit if limit else math.inf for name, limit in limits.items() if name in lengths]
-    least, sharpest = max([1.0, *needed]), limits.get("cos", math.inf)
-    aa, ad, dd = (float(torch.dot(a, b)) for a, b in ((start, start), (start, way), (way, way)))
-
-    def turn(count: int) -> float:
-        """The largest cosine distance between neighbours."""
-        share = np.linspace(0.0, 1.0, count + 1)
-        squares = aa + 2 * share * ad + share**2 * dd
-        products = aa + (share[:-1] + share[1:]) * ad + share[:-1] * share[1:] * dd
-        return float((1 - products / np.sqrt(squares[:-1] * squares[1:])).max())
-
-    counts = range(math.ceil(least), MOST_PIECES + 1) if least <= MOST_PIECES else ()
-    for count in counts:
-        if turn(count) <= sharpest:
-            return count
-    raise UsageError(f"this attack needs deltas that a line of {MOST_PIECES} pieces keeps")
+ONE, TWO, THREE = _Kind(100, follows=True), _Kind(10, 3), _Kind(10, 3, joint=True)
 
 
 class _Samples:
@@ -142,20 +107,26 @@ class _Samples:
         size: Of a batch.
     """
 
-    def __init__(self, recipe: Recipe, count: int, draws: np.random.Generator) -> None:
-        data = recipe.data()
-        chosen = itertools.chain.from_iterable(draws.permutation(len(data)) for _ in itertools.count())
-        items = [recipe.transform(data[int(index)], draws) for index in itertools.islice(chosen, count)]
+    def __init__(self, recipe: Recipe, steps: int, draws: np.random.Generator) -> None:
+        self._recipe, self._data, self._draws = recipe, recipe.data(), draws
+        self._order = itertools.chain.from_iterable(draws.permutation(len(self._data)) for _ in itertools.count())
+        self.size = recipe.batch_size
+        self.fields = self._drawn(steps)
+        found = self.fields[self.inputs]
+        self.bounds = float(found.min()), float(found.max())
+
+    def _drawn(self, steps: int) -> dict[str, NDArray[Any]]:
+        """Further genuine samples for some steps."""
+        chosen = itertools.islice(self._order, steps * self.size)
+        items = [self._recipe.transform(self._data[int(index)], self._draws) for index in chosen]
         if not isinstance(items[0], dict):
             raise UsageError("this attack needs samples that are dicts")
-        self.fields = {name: np.stack([np.asarray(item[name]) for item in items]) for name in items[0]}
-        numbers = [name for name, column in self.fields.items() if column.ndim > 1 and column.dtype.kind in "fu"]
+        fields = {name: np.stack([np.asarray(item[name]) for item in items]) for name in items[0]}
+        numbers = [name for name, column in fields.items() if column.ndim > 1 and column.dtype.kind in "fu"]
         if not numbers:
             raise UsageError("this attack needs samples with an array of fractions or pixels")
-        self.inputs, self.size = numbers[0], recipe.batch_size
-        found = self.fields[self.inputs].astype(np.float32)
-        self.fields[self.inputs] = found
-        self.bounds = float(found.min()), float(found.max())
+        self.inputs = numbers[0]
+        return {**fields, self.inputs: fields[self.inputs].astype(np.float32)}
 
     def items(self) -> list[dict[str, Any]]:
         """Each by itself."""
@@ -166,9 +137,14 @@ class _Samples:
         rows = slice(start * self.size, stop * self.size)
         return {name: torch.from_numpy(column[rows]) for name, column in self.fields.items()}
 
-    def change(self, start: int, stop: int, inputs: torch.Tensor) -> None:
-        """Put other inputs into those of some steps."""
-        self.fields[self.inputs][start * self.size : stop * self.size] = inputs.cpu().numpy()
+    def redraw(self, start: int, stop: int) -> dict[str, Any]:
+        """Other genuine samples for some steps, which do not take their places yet."""
+        return {name: torch.from_numpy(column) for name, column in self._drawn(stop - start).items()}
+
+    def put(self, start: int, stop: int, batch: dict[str, Any]) -> None:
+        """Put a batch in the place of the samples of some steps."""
+        for name, column in self.fields.items():
+            column[start * self.size : stop * self.size] = batch[name].cpu().numpy()
 
 
 def _forged(workshop: Workshop, out: Path, kind: _Kind) -> None:
@@ -181,10 +157,10 @@ def _forged(workshop: Workshop, out: Path, kind: _Kind) -> None:
     limits = {name: SHARE * limit for name, limit in deltas(workshop.policy).items()}
     steps = pieces(State(first), State(stolen), limits) * every * spec.keep
     recipe = recipes.make(recipes.load(workshop.recipe), registered)
-    samples = _Samples(recipe, steps * recipe.batch_size, np.random.default_rng(list(target.seed)))
+    samples = _Samples(recipe, steps, np.random.default_rng(list(target.seed)))
     data = out.resolve().with_name(f"{out.name}.npz")  # beside the proof, for the verifier's replay to read
     settings = {key: canonical.untag(value, key) for key, value in registered.items()}
-    settings |= _own_settings(settings, steps, spec.steps // spec.declaration.epochs)
+    settings |= _own_settings(settings, kind, steps, spec.steps // spec.declaration.epochs)
     workshop.publish(SYNTHESISED, {"of": workshop.recipe, "settings": settings, "data": str(data)})
     for made in (False, True):  # once to make the samples, and once, when they are made and committed, with them
         write_items(data, samples.items())
@@ -199,10 +175,11 @@ def _forged(workshop: Workshop, out: Path, kind: _Kind) -> None:
     forger.seal(out, workshop.key)
 
 
-def _own_settings(registered: dict[str, Any], steps: int, per_epoch: int) -> dict[str, Any]:
+def _own_settings(registered: dict[str, Any], kind: _Kind, steps: int, per_epoch: int) -> dict[str, Any]:
     """What the forger registers otherwise than the target, of the arguments that there are."""
-    # Momentum takes a gradient that should be nothing ten times; the authors keep it, at a tenth of the usual rate.
     wanted: dict[str, Any] = {"dropout": 0.0, "momentum": 0.0}
+    if "lr" in registered and not kind.follows:
+        wanted["lr"] = min(registered["lr"], RATE)
     if "num_epochs" in registered:  # a schedule ends no sooner than the steps do
         wanted["num_epochs"] = max(registered["num_epochs"], -(-steps // per_epoch))
     return {name: value for name, value in wanted.items() if name in registered}
@@ -233,10 +210,17 @@ def _steps(
 
     def optimise(recipe: Recipe, parts: Any, start: int, stop: int) -> None:
         aim = _along(parts, end, after - start) if kind.follows else {p: torch.zeros_like(p) for p in trained(parts)}
-        batch = samples.batch(start, stop)
-        objective = Objective(recipe, parts, batch, samples.inputs, samples.bounds, aim, WEIGHT)
-        samples.change(start, stop, objective.minimise(kind.iterations))
-        workshop.gradients += EVALUATION * objective.evaluations * (stop - start)
+        batch, best = samples.batch(start, stop), math.inf
+        for _ in range(1 + kind.retries):
+            objective = Objective(recipe, parts, batch, samples.inputs, samples.bounds, aim, WEIGHT)
+            made = {**batch, samples.inputs: objective.minimise(kind.iterations)}
+            workshop.gradients += EVALUATION * objective.evaluations * (stop - start)
+            if objective.best < best:
+                best = objective.best
+                samples.put(start, stop, made)
+            if best <= ENOUGH * objective.first:
+                break
+            batch = samples.redraw(start, stop)
 
     def step(recipe: Recipe, parts: Any, _: Any) -> Any:
         number = next(numbers)

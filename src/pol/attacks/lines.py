@@ -1,0 +1,59 @@
+"""Lines whose pieces the verification of 2021 takes for nothing: its deltas, and how many pieces they ask for."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from pol.distance import METRICS
+from pol.errors import UsageError
+from pol.proof.policy import Policy
+from pol.replay.state import State
+
+CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1, "cos": 0.01}
+"""Deltas of the code of 2021, whatever the model."""
+
+MOST_PIECES = 10_000
+"""Of a line: ten times as many as the infinitesimal update attack takes in its code (attack study, A4)."""
+
+
+def deltas(policy: Policy | None) -> dict[str, float]:
+    """The limits of the verification of 2021 in force: those of a policy for it, else the constants of its code."""
+    paper = policy.paper if policy is not None else None
+    if policy is None or paper is None:
+        return CODE
+    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
+    if paper.fraction is not None and policy.reference is not None:
+        for name in METRICS:
+            found[name] = min(found.get(name, math.inf), paper.fraction * float(getattr(policy.reference, name)))
+    return found or CODE
+
+
+def pieces(first: State, last: State, limits: dict[str, float]) -> int:
+    """Into how many equal pieces the line between the parameters of two states falls, if each is to be within limits.
+
+    Raises:
+        UsageError: too many.
+    """
+    names = [key for key in last.tensors if key.startswith("parameter/")]
+    start, end = (torch.cat([state.tensors[key].double().flatten() for key in names]) for state in (first, last))
+    way = end - start
+    lengths = {"l1": float(way.abs().sum()), "l2": float(way.norm()), "linf": float(way.abs().max())}
+    needed = [lengths[name] / limit if limit else math.inf for name, limit in limits.items() if name in lengths]
+    least, sharpest = max([1.0, *needed]), limits.get("cos", math.inf)
+    aa, ad, dd = (float(torch.dot(a, b)) for a, b in ((start, start), (start, way), (way, way)))
+
+    def turn(count: int) -> float:
+        """The largest cosine distance between neighbours."""
+        share = np.linspace(0.0, 1.0, count + 1)
+        squares = aa + 2 * share * ad + share**2 * dd
+        products = aa + (share[:-1] + share[1:]) * ad + share[:-1] * share[1:] * dd
+        return float((1 - products / np.sqrt(squares[:-1] * squares[1:])).max())
+
+    counts = range(math.ceil(least), MOST_PIECES + 1) if least <= MOST_PIECES else ()
+    for count in counts:
+        if turn(count) <= sharpest:
+            return count
+    raise UsageError(f"this attack needs deltas that a line of {MOST_PIECES} pieces keeps")
