@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -207,6 +208,51 @@ def test_what_is_kept_is_not_made_again(tmp_path):
     kept.put("lie", [cell()])
     setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
     assert pool.meet_all(setting, ["lie"], kept, 1, lambda *_: None) == {"lie": [cell()]}
+
+
+@pytest.mark.slow
+def test_a_bench_that_is_killed_leaves_no_process(tmp_path):
+    """Killed, not interrupted: nobody tells its processes."""
+    own_file = own(tmp_path, lie="import time; time.sleep(600)")
+    command = [
+        "bench",
+        "attacks",
+        "--recipe",
+        RECIPE,
+        "--file",
+        str(own_file),
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    with subprocess.Popen([sys.executable, "-m", "pol", *command], stderr=subprocess.PIPE, text=True) as process:
+        assert any("attacking" in line for line in process.stderr)
+        children = _eventually(lambda: _children(process.pid), lambda found: len(found) > 1)
+        process.kill()
+    assert _eventually(lambda: [one for one in children if _lives(one)], lambda found: not found) == []
+
+
+def _eventually(look, enough):
+    """What is there when it is enough, or after a minute."""
+    for _ in range(600):
+        found = look()
+        if enough(found):
+            break
+        time.sleep(0.1)
+    return found
+
+
+def _children(pid):
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(one) for one in found]
+
+
+def _lives(pid):
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 # -- attacks of one's own -----------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
 import os
 import secrets
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -190,9 +193,17 @@ _ARENA: list[Arena] = []
 
 
 def start(setting: Setting) -> None:
-    """Get this process ready, before it imports torch."""
+    """Get this process ready, before it imports torch; it ends when its parent does, however that ends."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     os.environ.update(environment(setting.profile) | {"PATH": os.environ.get("PATH", "")})
     _ARENA.append(Arena(setting))
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)  # a pool's process would wait for work for ever, with children of its own
 
 
 def meet(name: str) -> list[Cell]:
