@@ -10,6 +10,7 @@ again. What is left over is told by the end state; the forgery is of that state,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -43,8 +44,9 @@ other side of zero, so from one start there may be no way to the end, and from a
 
 NEEDS = "this attack needs SGD with momentum, and a rate in the last steps"
 
-LOOKS = 12
-"""How often gradients are looked at again: they change by a rounding when momenta do, so the first looks do the most."""
+LOOKS, ALONE = 60, 3
+"""How often gradients are looked at again: they change by a rounding when momenta do, so the first looks do the most. Of
+these, looks with momenta alone."""
 
 STRAIGHT = 4
 """Corrections of momenta by their slope between two looks: each leaves what rounding leaves of it."""
@@ -52,7 +54,7 @@ STRAIGHT = 4
 SCATTERED = 256
 """Momenta tried near these between two looks: they take no gradient."""
 
-AROUND = 16
+AROUND = 1024
 """Units in the last place by which weights are tried beside them: where the aim is smaller than they are, momenta alone
 are too coarse."""
 
@@ -62,7 +64,15 @@ LATEST = 4
 KINDS = {"parameter": "weights", "buffer": "buffers", "transient": "buffers", "optimizer": "optimizer"}
 """How a challenge calls kinds of state."""
 
+SHIFT = 0.3
+"""By how much of a rounding of the end gradients are shifted in trials: momenta that are right under these, too, stay
+right when other values are set."""
+
+MOST = 2**22
+"""Values tried at once."""
+
 Tensors = dict[str, torch.Tensor]
+Gradient = Callable[[torch.Tensor], torch.Tensor]
 
 
 # -- the last steps ---------------------------------------------------------------------------------------------------
@@ -102,39 +112,23 @@ class _Notes:
             for handle in handles:
                 handle.remove()
 
-    def ends(self, weights: Tensors, moments: Tensors) -> Tensors:
-        """Where the same gradients lead from other weights and momenta, to the last bit."""
-        weights, moments = ({k: t.clone() for k, t in found.items()} for found in (weights, moments))
-        for call in self.calls:
-            for settings, gradients in call:
-                _step(settings, gradients, weights, moments)
-        return weights
+    def end(self, key: str, weight: torch.Tensor, moment: torch.Tensor, gradient: Gradient) -> torch.Tensor:
+        """Where a weight goes from a momentum: all of one shape, and to the last bit."""
+        for settings, gradients in (group for call in self.calls for group in call):
+            if key in gradients:
+                parameter = torch.nn.Parameter(weight.clone())
+                parameter.grad = gradient(gradients[key].to(weight.device)).to(weight.dtype).expand_as(weight).clone()
+                optimizer = torch.optim.SGD([parameter], **settings)
+                if settings["momentum"]:
+                    optimizer.state[parameter]["momentum_buffer"] = moment.clone()
+                optimizer.step()
+                weight, moment = parameter.detach(), optimizer.state[parameter].get("momentum_buffer", moment)
+        return weight
 
-    def slopes(self) -> dict[str, float]:
-        """How the end of each tensor follows from its momentum, where gradients stay."""
-        keys = {key for call in self.calls for _, gradients in call for key in gradients}
-        weights, moments = ({k: torch.full((), value, dtype=torch.float64) for k in keys} for value in (0.0, 1.0))
-        for call in self.calls:
-            for settings, gradients in call:
-                _step(settings, {k: torch.zeros((), dtype=torch.float64) for k in gradients}, weights, moments)
-        return {key: float(tensor) for key, tensor in weights.items()}
-
-
-def _step(settings: dict[str, Any], gradients: Tensors, weights: Tensors, moments: Tensors) -> None:
-    """One step of one group, in place."""
-    if not gradients:
-        return
-    parameters = {key: torch.nn.Parameter(weights[key].to(g.device)) for key, g in gradients.items()}
-    optimizer = torch.optim.SGD(parameters.values(), **settings)
-    for key, parameter in parameters.items():
-        parameter.grad = gradients[key].clone()
-        if settings["momentum"]:
-            optimizer.state[parameter]["momentum_buffer"] = moments[key].to(parameter.device)
-    optimizer.step()
-    for key, parameter in parameters.items():
-        weights[key] = parameter.detach().to(weights[key].device)
-        if settings["momentum"]:
-            moments[key] = optimizer.state[parameter]["momentum_buffer"].to(moments[key].device)
+    def slope(self, key: str) -> float:
+        """How the end of a weight follows from its momentum, where gradients stay."""
+        zero = torch.zeros(1, dtype=torch.float64)
+        return float(self.end(key, zero, zero + 1, lambda _: zero))
 
 
 class _Landing:
@@ -151,6 +145,7 @@ class _Landing:
             if name.endswith(f".{key.partition('/')[2]}.momentum_buffer")
         }
         self.length = math.hypot(*(float(tensor.double().norm()) for tensor in self._aim.values()))
+        self._looks = self._stuck = 0
         self._draws = torch.Generator().manual_seed(0)
 
     def approach(self) -> float:
@@ -164,7 +159,7 @@ class _Landing:
             here = self._forger.states[self._start].tensors
             self._workshop.train(self._forger, self._start, step=notes.taken if number == 0 else None)
             if number == 0:
-                slopes = notes.slopes()
+                slopes = {key: notes.slope(key) for key in self._aim}
                 keys = [key for key in self._names if slopes.get(key)]
             if not keys:
                 raise UsageError(NEEDS)
@@ -187,8 +182,8 @@ class _Landing:
         return least
 
     def land(self) -> None:
-        """Look at gradients, set momenta, and look again; ends with the best state that was seen."""
-        best, least = self._forger.states[self._start], math.inf
+        """Set momenta, look at gradients, and set others, each time from the best state that was seen."""
+        best, least, seen = self._forger.states[self._start], math.inf, (_Notes(), dict[str, torch.Tensor]())
         for look in range(LOOKS):
             notes = _Notes()
             self._workshop.train(self._forger, self._start, step=notes.taken)
@@ -197,60 +192,53 @@ class _Landing:
             missing = sum(int(mask.sum()) for mask in off.values())
             TRACE.append(missing)
             if missing < least:
-                best, least = self._forger.states[self._start], missing
+                best, least, seen = self._forger.states[self._start], missing, (notes, off)
+                self._stuck = 0
             if not missing:
                 return
-            if look + 1 < LOOKS:
-                self._set(notes, off)
+            if missing > least or look > ALONE:
+                self._stuck += 1
+            self._looks, self._forger.states[self._start] = look, best
+            self._set(*seen)
         self._forger.states[self._start] = best
         self._workshop.train(self._forger, self._start)
 
-    def _set(self, notes: _Notes, off: dict[str, torch.Tensor]) -> None:
+    def _set(self, notes: _Notes, off: Tensors) -> None:
         """Other momenta for values that are off, with which the same gradients lead to the right end."""
-        slopes = notes.slopes()
-        keys = [key for key in self._names if slopes.get(key)]
-        if not keys:
-            raise UsageError(NEEDS)
         held = dict(self._forger.states[self._start].tensors)
-        tried = {key: (held[key], held[self._names[key]]) for key in keys}
-        best = dict(tried)
-        nearest = {key: torch.full(self._aim[key].shape, torch.inf, dtype=torch.float64) for key in keys}
-        for number in range(STRAIGHT + SCATTERED):
-            weights = {**{k: held[k] for k in self._aim}, **{k: w for k, (w, _) in tried.items()}}
-            moments = {**{k: held[n] for k, n in self._names.items()}, **{k: m for k, (_, m) in tried.items()}}
-            ends = notes.ends(weights, moments)
-            if not any(bool((off[key] & (nearest[key] > 0)).any()) for key in keys):
-                break
-            for key in keys:
-                missing = self._aim[key].double() - ends[key].double()
-                better = (missing.abs() < nearest[key]) & off[key]
-                nearest[key] = torch.where(better, missing.abs(), nearest[key])
-                best[key] = tuple(  # type: ignore[assignment]
-                    torch.where(better, new, old) for new, old in zip(tried[key], best[key], strict=True)
-                )
-                wrong = off[key] & (nearest[key] > 0)
-                if number < STRAIGHT:
-                    weight, moment = tried[key]
-                    moved = (moment.double() + missing / slopes[key]).to(moment.dtype)
-                    tried[key] = weight, torch.where(wrong & (missing != 0), moved, best[key][1])
-                else:
-                    tried[key] = self._scattered(key, best[key], slopes[key], wrong, number)
-        for key in keys:
-            held[key], held[self._names[key]] = best[key]
+        for key, name in self._names.items():
+            slope, mask = notes.slope(key), off[key]
+            if slope and bool(mask.any()):
+                found = self._found(notes, key, mask, slope, held[key][mask], held[name][mask])
+                held[key], held[name] = held[key].clone(), held[name].clone()
+                held[key][mask], held[name][mask] = found
         self._forger.states[self._start] = State(held)
 
-    def _scattered(
-        self, key: str, best: tuple[torch.Tensor, torch.Tensor], slope: float, wrong: torch.Tensor, number: int
+    def _found(
+        self, notes: _Notes, key: str, mask: torch.Tensor, slope: float, weight: torch.Tensor, moment: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Momenta within a rounding of the end, or two of their own; every other time with weights beside them."""
-        weight, moment = best
-        spread = torch.maximum(_unit(self._aim[key]).double() / abs(slope), 2 * _unit(moment).double())
-        drawn = 2 * torch.rand(moment.shape, generator=self._draws, dtype=torch.float64) - 1
-        shift = torch.zeros_like(weight)
-        if self._moving and number % 2:
-            shift = _unit(weight) * torch.randint(-AROUND, AROUND + 1, weight.shape, generator=self._draws)
-        moved = (moment.double() + drawn * spread - shift.double() / slope).to(moment.dtype)
-        return torch.where(wrong, weight + shift, weight), torch.where(wrong, moved, moment)
+        aim, unit = self._aim[key][mask], _unit(self._aim[key][mask]).double()
+
+        def away(weight: torch.Tensor, moment: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
+            by = SHIFT * shift / abs(slope) * unit
+            end = notes.end(key, weight, moment, lambda g: g[mask].double() + by)
+            return aim.double() - end.double()
+
+        for _ in range(STRAIGHT):
+            moment = (moment.double() + away(weight, moment) / slope).to(moment.dtype)
+        many = max(1, min(SCATTERED, MOST // len(aim)))
+        drawn = 2 * torch.rand((many, len(aim)), generator=self._draws, dtype=torch.float64) - 1
+        moved = torch.zeros(many, len(aim), dtype=weight.dtype)
+        if self._moving and self._looks > ALONE:
+            around = min(AROUND, 2 ** (2 + self._stuck // 2))
+            moved = _unit(weight) * torch.randint(-around, around + 1, moved.shape, generator=self._draws)
+        spread = torch.maximum(unit / abs(slope), 2 * _unit(moment).double())
+        weights = weight + moved
+        moments = (moment.double() + drawn * spread + (weight.double() - weights.double()) / slope).to(moment.dtype)
+        units = sum(share * away(weights, moments, by).abs() / unit for share, by in ((8.0, 0.0), (1.0, 1.0), (1.0, -1.0)))
+        units += moved.abs() / _unit(weight) / AROUND  # the less gradients change, the better
+        best = units.argmin(dim=0, keepdim=True)
+        return weights.gather(0, best)[0], moments.gather(0, best)[0]
 
 
 def _mixed(places: list[torch.Tensor], errors: list[torch.Tensor]) -> torch.Tensor:
