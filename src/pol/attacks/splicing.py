@@ -44,7 +44,7 @@ other side of zero, so from one start there may be no way to the end, and from a
 
 NEEDS = "this attack needs SGD with momentum, and a rate in the last steps"
 
-LOOKS, ALONE = 60, 3
+LOOKS, ALONE, PATIENCE = 60, 3, 12
 """How often gradients are looked at again: they change by a rounding when momenta do, so the first looks do the most. Of
 these, looks with momenta alone."""
 
@@ -54,7 +54,7 @@ STRAIGHT = 4
 SCATTERED = 256
 """Momenta tried near these between two looks: they take no gradient."""
 
-AROUND = 1024
+AROUND = 128
 """Units in the last place by which weights are tried beside them: where the aim is smaller than they are, momenta alone
 are too coarse."""
 
@@ -63,6 +63,8 @@ LATEST = 4
 
 KINDS = {"parameter": "weights", "buffer": "buffers", "transient": "buffers", "optimizer": "optimizer"}
 """How a challenge calls kinds of state."""
+
+HALF = 0.5
 
 SHIFT = 0.3
 """By how much of a rounding of the end gradients are shifted in trials: momenta that are right under these, too, stay
@@ -208,6 +210,8 @@ class _Landing:
         held = dict(self._forger.states[self._start].tensors)
         for key, name in self._names.items():
             slope, mask = notes.slope(key), off[key]
+            if self._looks > ALONE and self._looks % 2:  # each moves the others a little: not all at once
+                mask = mask & (torch.rand(mask.shape, generator=self._draws) < HALF)
             if slope and bool(mask.any()):
                 found = self._found(notes, key, mask, slope, held[key][mask], held[name][mask])
                 held[key], held[name] = held[key].clone(), held[name].clone()
@@ -230,13 +234,14 @@ class _Landing:
         drawn = 2 * torch.rand((many, len(aim)), generator=self._draws, dtype=torch.float64) - 1
         moved = torch.zeros(many, len(aim), dtype=weight.dtype)
         if self._moving and self._looks > ALONE:
-            around = min(AROUND, 2 ** (2 + self._stuck // 2))
-            moved = _unit(weight) * torch.randint(-around, around + 1, moved.shape, generator=self._draws)
+            far = AROUND ** torch.linspace(0, 1, many, dtype=torch.float64).unsqueeze(1)
+            drawn_too = 2 * torch.rand(moved.shape, generator=self._draws, dtype=torch.float64) - 1
+            moved = (_unit(weight) * (far * drawn_too).round()).to(weight.dtype)
         spread = torch.maximum(unit / abs(slope), 2 * _unit(moment).double())
         weights = weight + moved
         moments = (moment.double() + drawn * spread + (weight.double() - weights.double()) / slope).to(moment.dtype)
         units = sum(share * away(weights, moments, by).abs() / unit for share, by in ((8.0, 0.0), (1.0, 1.0), (1.0, -1.0)))
-        units += moved.abs() / _unit(weight) / AROUND  # the less gradients change, the better
+        units += 4 * moved.abs() / _unit(weight) / AROUND  # the less gradients change, the better
         best = units.argmin(dim=0, keepdim=True)
         return weights.gather(0, best)[0], moments.gather(0, best)[0]
 
