@@ -122,7 +122,7 @@ def _rate(forger: Forger, step: int) -> float:
 
 
 def _apart(aim: dict[str, torch.Tensor], ends: dict[str, torch.Tensor]) -> tuple[float, float]:
-    keys = [key for key in aim if key.startswith(MODEL) or key in ends and key.startswith("optimizer/")]
+    keys = [key for key in aim if key.startswith(MODEL) or (key in ends and key.startswith("optimizer/"))]
     error = math.hypot(*(float((aim[key].double() - ends[key].double()).norm()) for key in keys))
     return error, math.hypot(*(float(aim[key].double().norm()) for key in keys if key.startswith("parameter/")))
 
