@@ -5,18 +5,8 @@ import math
 import tempfile
 from pathlib import Path
 
-import msgspec
-import pytest
-import torch
-
-from factory import PLAIN, RECIPE, STEPS, TOLERANCE, check, decision, factory, forge, judge
+from factory import PLAIN, RECIPE, STEPS, forge
 from pol.attacks import retracing
-from pol.attacks.forger import Forger
-from pol.errors import UsageError
-from pol.proof.genesis import CONTROL_STEPS
-from pol.proof.policy import EXACT
-from pol.proof.report import Verdict
-from pol.verifier import eight, foreign
 
 ADAM = PLAIN.replace("plain.py:Plain", "adam.py:Adam")
 MODEL = ("parameter/", "buffer/")

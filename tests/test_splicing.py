@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from factory import (
-    EVERY, NONCE, PLAIN, RECIPE, STEPS, TOLERANCE, check, decision, factory, judge, known_key, same_every_time,
+    EVERY,
+    NONCE,
+    PLAIN,
+    RECIPE,
+    STEPS,
+    TOLERANCE,
+    check,
+    decision,
+    factory,
+    judge,
+    known_key,
+    same_every_time,
 )  # fmt: skip
 from pol.attacks import arriving
 from pol.attacks.forger import Forger

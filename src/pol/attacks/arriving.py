@@ -247,7 +247,8 @@ def _mixed(places: list[torch.Tensor], errors: list[torch.Tensor]) -> torch.Tens
     ways = torch.stack([place - before for before in places[-2 : -MEMORY - 2 : -1]], dim=1)
     changes = torch.stack([error - before for before in errors[-2 : -MEMORY - 2 : -1]], dim=1)
     shares = torch.linalg.lstsq(changes, error.unsqueeze(1), driver="gelsd").solution
-    return place + error - ((ways + changes) @ shares).squeeze(1)
+    nearer: torch.Tensor = place + error - ((ways + changes) @ shares).squeeze(1)
+    return nearer
 
 
 def _unit(tensor: torch.Tensor) -> torch.Tensor:
