@@ -82,11 +82,6 @@ def test_without_these_the_constants_of_the_code_are_assumed(policy):
     assert deltas.choosing(policy) == tuple(paper_audit.CODE)
 
 
-@pytest.mark.parametrize(("steps", "epochs", "every"), [(14, 2, 3), (300, 10, 10), (78_125, 200, 100), (20, 2, 100)])
-def test_a_forger_knows_the_windows(steps, epochs, every):
-    assert deltas.windows(steps, epochs, every) == paper_audit.windows(steps, epochs, every)
-
-
 # -- infinitesimal updates --------------------------------------------------------------------------------------
 
 

@@ -16,15 +16,12 @@ from pol.attacks.programs import read_items
 from pol.attacks.registry import REGISTRY
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
-from pol.policies import load
 from pol.profile import Profile
-from pol.proof.policy import EXACT, Limits, Paper, Policy, Reference
+from pol.proof.policy import Limits, Paper, Policy, Reference
 from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.replay.recipe import load as load_recipe
-from pol.replay.state import State
-from pol.verifier.paper_audit import limits
 from switches import switch_off
 
 NAMES = ("synthesised-steps", "suppressed-steps", "suppressed-intervals")
@@ -158,24 +155,6 @@ def test_a_limit_relative_to_the_move_refuses_all_three(name, monkeypatch):
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7), report.reason()
     wrong = [result for result in report.intervals if result.status == "failed"]
     assert len(wrong) > 0.8 * len(report.intervals)
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        original(),
-        original(delta={"l2": 3.0, "cos": 0.1}),
-        original(REFERENCE, fraction=0.008),
-        original(REFERENCE, fraction=0.008, delta={"linf": 0.001, "l1": 70.0}),
-        load("paper-2021"),
-    ],
-)
-def test_deltas_are_those_of_the_verifier(policy):
-    assert lines.deltas(policy) == limits(policy)
-
-
-def test_without_a_policy_of_2021_deltas_are_those_of_its_code():
-    assert lines.deltas(None) == lines.deltas(EXACT) == limits(original())
 
 
 def line(*points):

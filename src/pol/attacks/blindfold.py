@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from pol.attacks.attack import Attack
-from pol.attacks.deltas import apart, choosing, deltas, top, windows
+from pol.attacks.deltas import apart, choosing, deltas, top
 from pol.attacks.forger import Forger
 from pol.attacks.infinitesimal import begun_long_enough, check_pieces, pieces
 from pol.attacks.interpolation import between
@@ -20,6 +20,7 @@ from pol.attacks.workshop import Workshop
 from pol.distance import Distances
 from pol.errors import UsageError
 from pol.replay.state import State
+from pol.verifier.paper_audit import windows
 
 LARGER = 1.5
 """How much longer an honest update is than a forged one, by every metric: enough for the cosine to follow."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from math import inf
 from typing import Any
 
 from numpy.typing import NDArray
 
 from pol import distance
-from pol.distance import METRICS, Distances
+from pol.distance import Distances
 from pol.proof.policy import Policy
 from pol.replay.state import State
-
-CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1, "cos": 0.01}
-"""Limits of the code released in 2021, whatever the model (attack study, section 2)."""
+from pol.verifier.paper_audit import CODE, limits
 
 TOP = 2
 """Q of that code, unless told otherwise."""
@@ -25,14 +21,7 @@ def deltas(policy: Policy | None) -> dict[str, float]:
 
     A policy of another procedure says nothing, and neither does None: there the forger assumes the published one.
     """
-    paper = policy.paper if policy is not None else None
-    if policy is None or paper is None:
-        return dict(CODE)
-    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
-    if paper.fraction is not None and policy.reference is not None:
-        for name in METRICS:
-            found[name] = min(found.get(name, inf), paper.fraction * float(getattr(policy.reference, name)))
-    return {name: found[name] for name in METRICS if name in found} or dict(CODE)
+    return dict(CODE) if policy is None or policy.paper is None else limits(policy)
 
 
 def top(policy: Policy | None) -> int:
@@ -44,15 +33,6 @@ def choosing(policy: Policy | None) -> tuple[str, ...]:
     """The metrics by which the largest updates are chosen."""
     named = policy.paper.choose if policy is not None and policy.paper is not None else ()
     return named or tuple(deltas(policy))
-
-
-def windows(steps: int, epochs: int, every: int) -> list[range]:
-    """The intervals of each epoch as that code finds them, between two states that are kept ``every`` steps.
-
-    Ends are rounded: the last interval may be in none.
-    """
-    ends = [round(steps / epochs / every * epoch) for epoch in range(epochs + 1)]
-    return [range(first, last) for first, last in pairwise(ends)]
 
 
 def apart(a: State, b: State) -> Distances:

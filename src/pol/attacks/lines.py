@@ -1,4 +1,4 @@
-"""Lines whose pieces the verification of 2021 takes for nothing: its deltas, and how many pieces they ask for."""
+"""Lines whose pieces the verification of 2021 takes for nothing: how many pieces its deltas ask for."""
 
 from __future__ import annotations
 
@@ -7,28 +7,11 @@ import math
 import numpy as np
 import torch
 
-from pol.distance import METRICS
 from pol.errors import UsageError
-from pol.proof.policy import Policy
 from pol.replay.state import State
-
-CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1, "cos": 0.01}
-"""Deltas of the code of 2021, whatever the model."""
 
 MOST_PIECES = 10_000
 """Of a line: ten times as many as the infinitesimal update attack takes in its code (attack study, A4)."""
-
-
-def deltas(policy: Policy | None) -> dict[str, float]:
-    """The limits of the verification of 2021 in force: those of a policy for it, else the constants of its code."""
-    paper = policy.paper if policy is not None else None
-    if policy is None or paper is None:
-        return CODE
-    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
-    if paper.fraction is not None and policy.reference is not None:
-        for name in METRICS:
-            found[name] = min(found.get(name, math.inf), paper.fraction * float(getattr(policy.reference, name)))
-    return found or CODE
 
 
 def pieces(first: State, last: State, limits: dict[str, float]) -> int:

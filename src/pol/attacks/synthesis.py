@@ -37,9 +37,10 @@ from numpy.typing import NDArray
 
 from pol import canonical
 from pol.attacks.attack import Attack
+from pol.attacks.deltas import deltas
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
-from pol.attacks.lines import deltas, pieces
+from pol.attacks.lines import pieces
 from pol.attacks.matching import EVALUATION, Aim, Objective, groups_of, modules_of, trained
 from pol.attacks.programs import Altered, write_items
 from pol.attacks.starts import matched
