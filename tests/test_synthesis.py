@@ -22,6 +22,7 @@ from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.replay.recipe import load as load_recipe
+from pol.replay.state import State
 from switches import switch_off
 
 NAMES = ("synthesised-steps", "suppressed-steps", "suppressed-intervals")
