@@ -5,10 +5,6 @@ import math
 import tempfile
 from pathlib import Path
 
-<<<<<<< HEAD
-from factory import PLAIN, RECIPE, STEPS, forge
-from pol.attacks import retracing
-=======
 import msgspec
 import pytest
 import torch
@@ -22,7 +18,6 @@ from pol.proof.policy import EXACT, Bounds
 from pol.proof.report import Verdict
 from pol.verifier import origins
 from pol.verifier.case import passed
->>>>>>> splice2
 
 ADAM = PLAIN.replace("plain.py:Plain", "adam.py:Adam")
 MODEL = ("parameter/", "buffer/")

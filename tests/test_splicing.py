@@ -10,10 +10,6 @@ import torch
 
 from factory import (
     EVERY,
-<<<<<<< HEAD
-    NONCE,
-=======
->>>>>>> splice2
     PLAIN,
     RECIPE,
     STEPS,

@@ -247,14 +247,8 @@ def _mixed(places: list[torch.Tensor], errors: list[torch.Tensor]) -> torch.Tens
         return place + error
     ways = torch.stack([place - before for before in places[-2 : -MEMORY - 2 : -1]], dim=1)
     changes = torch.stack([error - before for before in errors[-2 : -MEMORY - 2 : -1]], dim=1)
-<<<<<<< HEAD
-    shares = torch.linalg.lstsq(changes, error.unsqueeze(1), driver="gelsd").solution
-    nearer: torch.Tensor = place + error - ((ways + changes) @ shares).squeeze(1)
-    return nearer
-=======
     shares: torch.Tensor = torch.linalg.lstsq(changes, error.unsqueeze(1), driver="gelsd").solution
     return place + error - ((ways + changes) @ shares).squeeze(1)
->>>>>>> splice2
 
 
 def _unit(tensor: torch.Tensor) -> torch.Tensor:
