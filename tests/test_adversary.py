@@ -1,7 +1,6 @@
 """The adaptive forger does what it predicts: under each policy it is accepted as often as it says, and no oftener."""
 
 import functools
-import itertools
 import math
 import tempfile
 from pathlib import Path
@@ -12,13 +11,13 @@ import torch
 
 from factory import PLAIN, RECIPE, TOLERANCE, check, known_key, same_every_time
 from pol import policies
-from pol.attacks import adversary, believing, landing, placing, planning
+from pol.attacks import adversary, believing, landing, placing
 from pol.attacks.forger import Forger
+from pol.attacks.planning import foreseen, looked_over
 from pol.attacks.registry import REGISTRY
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
 from pol.profile import Profile
-from pol.proof.attestation import attestation_digest
 from pol.proof.challenge import draw, spans
 from pol.proof.plan import plan as planned
 from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Paper, Policy, Reference
@@ -27,9 +26,7 @@ from pol.proof.screens import suspects
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.replay.state import State
-from pol.store import ProofDirectory
-from pol.verifier import authenticate, eight, paper_audit
-from pol.verifier.case import Case
+from pol.verifier import paper_audit
 from test_plan import assert_agrees, nonce
 
 FULL = policies.load("exact-full")
@@ -92,27 +89,6 @@ def is_stolen(path, recipe=PLAIN):
     last, stolen = Forger(path), Forger(target(recipe))
     last, stolen = (weights(proof.states[proof.steps]) for proof in (last, stolen))
     return all(torch.equal(last[key].view(torch.int32), tensor.view(torch.int32)) for key, tensor in stolen.items())
-
-
-def foreseen(proof, policy, forged):
-    """How probable an ACCEPT of a finished forgery is: measured as the verifier does, with its screens."""
-    case = looked_over(proof, policy)
-    each, every = policy.rule == "tolerance", case.genesis.spec.every
-    resumed = [step // every for step in case.journal.resumes if 0 < step < case.genesis.spec.steps]
-    suspected = draw(policy.challenge, attestation_digest(case.statement), case.nonce, case.windows, [],
-                     suspects(case.screens)).screened  # fmt: skip
-    if any(first <= index <= last for first, last in spans(case.windows, suspected, each=each) for index in forged):
-        return 0.0
-    return planning.accepted(policy, case.windows, resumed, forged)
-
-
-def looked_over(proof, policy):
-    """What a verifier knows of a proof before it builds or replays anything; nothing so far refuses it."""
-    case = Case(store=ProofDirectory(proof), policy=policy, model=None, nonce=bytes(32), progress=lambda *_: None)
-    steps = (*eight.AUTHENTICATE, authenticate.contents, *eight.BIND, *eight.SHAPE)
-    checks = itertools.chain(authenticate.envelopes(case), *(step(case) for step in steps))
-    assert [check for check in checks if check.status != "passed"] == []
-    return case
 
 
 # -- rule exact -----------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ QUICK = Suite(
     ("synthesised-steps", "suppressed-steps", "suppressed-intervals", "infinitesimal-matched", "blindfold",
      "retraced", "glued-masked", "pulled", "bridged", "repudiation", "skipped-intervals", "data-addition",
      "order-slowdown", "ground-start", "distilled", "drifting", "huge-decay", "amplified", "ground-challenge",
-     "splice", "splice-hidden", "adaptive", "nan-bridge", "signed-again", "edited-checkpoint-sealed"),
+     "spliced", "spliced-hidden", "adaptive", "nan-bridge", "signed-again", "edited-checkpoint-sealed"),
 )  # fmt: skip
 FULL_SUITE = Suite("full", {"num_epochs": 6}, 10_000)
 """The recipe as it is, half as long: 180 steps."""
