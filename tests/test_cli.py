@@ -217,15 +217,21 @@ def test_interrupted_is_130(command, call, ask, monkeypatch):
 
 
 def test_there_are_the_promised_commands():
-    promised = {"calibrate", "demo", "doctor", "inspect", "keygen", "plan", "policy", "record", "regenerate", "verify"}
+    promised = {"attack", "bench", "calibrate", "demo", "doctor", "inspect", "keygen", "plan", "policy", "record",
+                "regenerate", "verify"}  # fmt: skip
     assert set(COMMANDS) == promised
+    assert set(COMMANDS["bench"].commands) == {"attacks"}
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+SINGLE = {(name,): command for name, command in COMMANDS.items() if name != "bench"}
+SINGLE |= {("bench", name): command for name, command in COMMANDS["bench"].commands.items()}
+
+
+@pytest.mark.parametrize("name", sorted(SINGLE), ids=" ".join)
 def test_help_explains_every_option(name, call):
-    code, out, _ = call(name, "--help")
+    code, out, _ = call(*name, "--help")
     assert code == 0
-    parameters = COMMANDS[name].params
+    parameters = SINGLE[name].params
     assert any("--json" in parameter.opts for parameter in parameters)
     text = " ".join(out.replace("│", " ").split())
     for parameter in parameters:

@@ -143,7 +143,7 @@ def skips(case: Case) -> Checks:
     found = 0
     for window, moved in zip(case.windows, case.moves, strict=True):
         inside = case.log.intervals[window.first : window.last + 1]
-        if all(len(interval.skipped) == interval.stop - interval.start for interval in inside):
+        if inside and all(len(interval.skipped) == interval.stop - interval.start for interval in inside):
             found += 1
             if any(moved.distances):
                 raise IntegrityError(
