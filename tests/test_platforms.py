@@ -216,7 +216,8 @@ def dropping(tmp_path_factory):
     """An honest run whose steps hang on what is drawn: digits with half of the features dropped."""
     recipe, settings, _ = DIGITS
     out = tmp_path_factory.mktemp("dropping") / "p"
-    train(recipe, out, every=1, settings={**settings, "dropout": 0.75}, rule="tolerance")
+    with same_every_time("dropping"):  # some runs hang less on it
+        train(recipe, out, every=1, settings={**settings, "dropout": 0.75}, rule="tolerance")
     return out
 
 
