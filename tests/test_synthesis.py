@@ -12,7 +12,7 @@ import torch
 from factory import PLAIN, RECIPE, TOLERANCE, check, factory, forge, judge, known_key, recipe_of, same_every_time
 from pol.attacks import lines, matching, synthesis
 from pol.attacks.forger import Forger
-from pol.attacks.programs import read_items
+from pol.attacks.programs import SAMPLES, read_items
 from pol.attacks.registry import REGISTRY
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
@@ -87,7 +87,7 @@ def test_the_verification_of_2021_accepts_every_interval(name):
 def test_samples_are_genuine_ones_with_changed_inputs_in_the_range_of_genuine_ones(name):
     forgery = factory().forgery(name)
     claimed = Forger(forgery.path)
-    items = read_items(forgery.path.with_name(f"{forgery.path.name}.npz"))
+    items = read_items(forgery.path.with_name(f"{forgery.path.name}-published") / SAMPLES)
     assert len(items) == claimed.genesis.spec.declaration.samples == claimed.steps * 4
     values = np.stack([item["x"] for item in load_recipe(PLAIN)().data()])
     made = np.stack([item["x"] for item in items])

@@ -15,12 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pol import canonical
 from pol.attacks.attack import Attack
 from pol.attacks.data import leaves
 from pol.attacks.drift import SHARE
 from pol.attacks.forger import Forger
-from pol.attacks.programs import ALTERED, write_items
+from pol.attacks.programs import SAMPLES, Supplied, write_items
+from pol.attacks.publishing import publish
 from pol.attacks.rehearsal import Weights, number, numbered, taken
 from pol.attacks.triggers import Marked, array_name
 from pol.attacks.workshop import Workshop
@@ -200,11 +200,8 @@ class Hollow:
 
 def _publish(workshop: Workshop, out: Path, data: Any) -> None:
     """Register what follows for these samples, in an archive beside the proof."""
-    registered = workshop.open().genesis.recipe.configuration
-    settings = {name: canonical.untag(value, name) for name, value in registered.items()}
-    archive = out.absolute().with_name(f"{out.name}-data.npz")
+    archive = publish(workshop, out, Supplied, {"ARCHIVE": SAMPLES}, {}) / SAMPLES
     write_items(archive, [data[index] for index in range(len(data))])
-    workshop.publish(ALTERED, {"of": workshop.recipe, "settings": settings, "data": str(archive)})
 
 
 _COMMITTED = "every step was taken on the committed samples: what these teach is for those to see who read them"

@@ -1,45 +1,33 @@
-"""Programs that a forger publishes: another recipe, over data of the forger's own."""
+"""What a forger mixes into a recipe that it publishes, to train it over samples of its own; and their archive."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pol.errors import UsageError
-from pol.replay import recipe as recipes
 from pol.replay.recipe import Recipe
 
 
-class Altered(Recipe):
-    """The recipe ``of`` with its ``settings``, over the samples of an archive, as they are.
+class Supplied(Recipe):
+    """The next recipe over the samples of an archive, as they are."""
 
-    Args:
-        of: Its reference.
-        settings: Its constructor arguments.
-        data: The archive, as ``write_items`` writes it.
-    """
-
-    def __init__(self, *, of: str, settings: dict[str, Any], data: str) -> None:
-        self._inner, self._data = recipes.load(of)(**settings), data
-        self.num_epochs, self.batch_size = self._inner.num_epochs, self._inner.batch_size
+    ARCHIVE: ClassVar[str] = ""
+    """As ``write_items`` writes it."""
 
     def data(self) -> list[dict[str, Any]]:
         """The samples of the archive."""
-        return read_items(Path(self._data))
+        return read_items(Path(self.ARCHIVE))
 
-    def build(self) -> dict[str, Any]:
-        """The parts of the other recipe."""
-        return self._inner.build()
-
-    def step(self, parts: Any, batch: Any) -> Any:
-        """A step of the other recipe."""
-        return self._inner.step(parts, batch)
+    def transform(self, item: Any, rng: Any) -> Any:
+        """The sample as it is."""
+        return item
 
 
-ALTERED = f"{__name__}:{Altered.__name__}"
-"""The reference of ``Altered``."""
+SAMPLES = "samples.npz"
+"""Name of the archive beside the program that is published."""
 
 
 def write_items(path: Path, items: list[dict[str, Any]]) -> None:

@@ -42,7 +42,8 @@ from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
 from pol.attacks.lines import pieces
 from pol.attacks.matching import EVALUATION, Aim, Objective, groups_of, modules_of, trained
-from pol.attacks.programs import Altered, write_items
+from pol.attacks.programs import SAMPLES, Supplied, write_items
+from pol.attacks.publishing import publish
 from pol.attacks.starts import matched
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
@@ -61,16 +62,13 @@ JOINT = 100
 """Most batches that are optimised jointly: an interval of the published attack III (attack study, A3)."""
 
 
-class Synthesised(Altered):
-    """The recipe ``of`` with its ``settings``, once over the samples of an archive."""
+class Synthesised(Supplied):
+    """The next recipe, once over the samples of an archive."""
 
-    def __init__(self, *, of: str, settings: dict[str, Any], data: str) -> None:
-        super().__init__(of=of, settings=settings, data=data)
+    def train(self, run: Any) -> None:
+        """The loop of the next recipe, of one epoch."""
         self.num_epochs = 1
-
-
-SYNTHESISED = f"{__name__}:{Synthesised.__name__}"
-"""The reference of ``Synthesised``."""
+        super().train(run)
 
 
 RATE = 0.1
@@ -159,13 +157,12 @@ def _forged(workshop: Workshop, out: Path, kind: _Kind) -> None:
     steps = pieces(State(first), State(stolen), limits) * every * spec.keep
     recipe = recipes.make(recipes.load(workshop.recipe), registered)
     samples = _Samples(recipe, steps, np.random.default_rng(list(target.seed)))
-    data = out.resolve().with_name(f"{out.name}.npz")  # beside the proof, for the verifier's replay to read
-    settings = {key: canonical.untag(value, key) for key, value in registered.items()}
-    settings |= _own_settings(settings, kind, steps, spec.steps // spec.declaration.epochs)
-    workshop.publish(SYNTHESISED, {"of": workshop.recipe, "settings": settings, "data": str(data)})
+    own = {key: canonical.untag(value, key) for key, value in registered.items()}
+    settings = _own_settings(own, kind, steps, spec.steps // spec.declaration.epochs)
+    data = publish(workshop, out, Synthesised, {"ARCHIVE": SAMPLES}, {}) / SAMPLES
     for made in (False, True):  # once to make the samples, and once, when they are made and committed, with them
         write_items(data, samples.items())
-        forger = workshop.begin(every=every)
+        forger = workshop.begin(settings, every)
         workshop.randomise(forger, "observed", order=np.arange(steps * samples.size)[None])
         forger.states[0] = State({**forger.states[0].tensors, **first})
         for before, after in pairwise(kept(forger.genesis.spec)):

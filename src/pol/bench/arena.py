@@ -173,10 +173,10 @@ class Arena:
 def _apart(forged: Path, honest: Path) -> float | None:
     """How far the last parameters are from the honest ones, as a share of how far these went."""
     first, *_, last = sorted((honest / CHECKPOINTS).iterdir())
-    found = sorted((forged / CHECKPOINTS).iterdir())
-    if not found:
-        return None
     try:
+        found = sorted((forged / CHECKPOINTS).iterdir())
+        if not found:
+            return None
         way = compare(Checkpoint.at(first), Checkpoint.at(last), _parameter).total.l2
         return compare(Checkpoint.at(found[-1]), Checkpoint.at(last), _parameter).total.l2 / way
     except (PolError, OSError):

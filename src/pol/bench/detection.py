@@ -38,7 +38,8 @@ class Lookup:
         self.intervals = replayed.draws.intervals
         self.forged = {result.index for result in replayed.intervals if result.status == "failed"}
         self._case = case = examined(proof, policy)
-        self._resumed = [step // case.genesis.spec.every for step in case.journal.resumes]
+        spec = case.genesis.spec
+        self._resumed = [step // spec.every for step in case.journal.resumes if 0 < step < spec.steps]
         self._suspects = suspects(case.screens)
 
     def draws(self, nonce: bytes) -> Draws:

@@ -57,7 +57,7 @@ def attacks(
     listed = list(chosen.attacks or REGISTRY)
     wanted = [*(names or ([] if own else listed)), *own]
     given = settings if settings is not None else chosen.settings if recipe == suite.DIGITS else {}
-    kept = Kept(work, [recipe, given, budget, chosen.draws], files)
+    kept = Kept(work, [recipe, given, budget, chosen.draws, preparing.environment(0)], files)
     with tempfile.TemporaryDirectory(prefix="pol-bench-", ignore_cleanup_errors=True) as temporary:
         prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, progress)
         with arena.Arena(prepared.setting) as here:

@@ -40,7 +40,7 @@ def attack(
         str, typer.Option("--policy", metavar="NAME|FILE", help="What the forger expects to be verified by.")
     ] = "exact",
     budget: Annotated[
-        float, typer.Option("--budget", min=0.01, max=10, help="Of a forger that spends: in trainings.")
+        float, typer.Option("--budget", min=0.01, max=10, help="Most gradients of attacks that ask, as a share.")
     ] = 0.5,
     as_json: Json = False,
 ) -> int:  # fmt: skip

@@ -26,7 +26,7 @@ def _root() -> None:
 
 @app.command()
 def attacks(
-    suite: Annotated[Literal["quick", "full"], typer.Option("--suite", help="How much.")] = "quick",
+    suite: Annotated[Literal["quick", "full"], typer.Option("--suite", help="quick: some, in minutes; full: all.")] = "quick",
     recipe: Annotated[
         str | None, typer.Option("--recipe", metavar="REF", help="What is trained.", show_default="the digits")
     ] = None,
@@ -45,7 +45,7 @@ def attacks(
         typer.Option("--file", metavar="FILE", help="Attacks of your own, in a Python file; repeat for more."),
     ] = None,
     budget: Annotated[
-        float, typer.Option("--budget", help="Gradients of the adaptive forger, in trainings.")
+        float, typer.Option("--budget", help="Most gradients of attacks that ask, as a share.")
     ] = 0.5,
     jobs: Annotated[
         int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes.", show_default="one per core")

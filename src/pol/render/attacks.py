@@ -17,6 +17,8 @@ def word(cell: Cell | None) -> str:
     """What became of an attack, in a word: a verdict, with the step that caught it."""
     if cell is None or cell.verdict is None:
         return "—"
+    if cell.detection is not None and 0 < cell.detection.predicted < 1:
+        return f"met {cell.detection.met:.0%}"  # the verdict of one draw would say little
     return f"{cell.verdict}{'' if cell.step is None else f' {cell.step}'}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from pol.bench.result import SAMPLED, Cell, Outcome
+from pol.bench.result import Cell, Outcome
 from pol.proof.report import Verdict
 from pol.render.attacks import rows, word
 
@@ -58,8 +58,6 @@ def _kind(cell: Cell | None) -> str:
 def _field(x: float, y: float, cell: Cell | None) -> str:
     kind = _kind(cell)
     text = word(cell).replace("INCONCLUSIVE", "unable")
-    if cell is not None and cell.policy == SAMPLED and cell.detection is not None and cell.detection.met < 1:
-        text += f", met {cell.detection.met:.0%}"
     box = f"<rect x='{x + 1}' y='{y + 1}' width='{FIELD - 2}' height='{ROW - 2}' rx='2' fill='{COLOURS[kind]}'/>"
     colour = "#1f2933" if kind in ("none", "beyond") else "#ffffff"
     return box + _text(x + FIELD / 2, y + 13, text, anchor="middle", colour=colour)

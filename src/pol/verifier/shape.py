@@ -139,18 +139,20 @@ def measured(case: Case) -> Checks:
 
 
 def skips(case: Case) -> Checks:
-    """Steps that were recorded as skipped moved no parameter of an optimizer: by design they change nothing."""
+    """Steps recorded as skipped moved no parameter of an optimizer and no moment: by design they change nothing."""
     found = 0
     for window, moved in zip(case.windows, case.moves, strict=True):
         inside = case.log.intervals[window.first : window.last + 1]
         if inside and all(len(interval.skipped) == interval.stop - interval.start for interval in inside):
             found += 1
-            if any(moved.distances):
+            moments = window.sizes.get("optimizer", 0.0)
+            if any(moved.distances) or moments:
+                what = "parameters" if any(moved.distances) else "moments of an optimizer"
                 raise IntegrityError(
-                    f"all steps from {moved.start} to {moved.stop} were recorded as skipped, and moved parameters by "
-                    f"{max(moved.distances):.3g}"
+                    f"all steps from {moved.start} to {moved.stop} were recorded as skipped, and moved {what} by "
+                    f"{max([*moved.distances, moments]):.3g}"
                 )
-    yield passed("skipped", f"{found} windows of skipped steps moved no parameter")
+    yield passed("skipped", f"{found} windows of skipped steps moved no parameter or moment")
 
 
 def _scan(case: Case, step: int, placed: list[Placed]) -> None:
