@@ -26,7 +26,7 @@ def _root() -> None:
 
 @app.command()
 def attacks(
-    suite: Annotated[Literal["quick", "full"], typer.Option("--suite", help="quick: some, in minutes; full: all.")] = "quick",
+    suite: Annotated[Literal["quick", "full"], typer.Option("--suite", help="quick: some; full: all.")] = "quick",
     recipe: Annotated[
         str | None, typer.Option("--recipe", metavar="REF", help="What is trained.", show_default="the digits")
     ] = None,
