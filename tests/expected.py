@@ -1,6 +1,7 @@
 """What the quick suite of attacks is expected to give: ``python tests/expected.py results/attacks.json`` writes it.
 
-A cell is a verdict with the step that caught the attack, or ``by chance`` where the sample decides.
+A cell is a verdict with the step that caught the attack, or ``by chance`` where the sample decides. Several are joined
+by `` or `` by hand, where an attack is near a limit of the verification of 2021.
 """
 
 import json
@@ -23,6 +24,20 @@ def expectations(outcome):
             text = CHANCE
         found.setdefault(cell["attack"], {})[cell["policy"]] = text
     return found
+
+
+def surprises(found, expected):
+    """What of an outcome is not as expected: (attack, policy, found, expected).
+
+    The test of first weights of 2021 rejects one fresh start in a hundred, so there a step 5 is no surprise.
+    """
+    assert found.keys() == expected.keys()
+    return [
+        (attack, policy, word, expected[attack].get(policy))
+        for attack, cells in found.items()
+        for policy, word in cells.items()
+        if word not in expected[attack].get(policy, "").split(" or ") and (policy, word) != ("paper-2021", "REJECT 5")
+    ]
 
 
 if __name__ == "__main__":

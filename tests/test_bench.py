@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from expected import FILE, expectations
+from expected import FILE, expectations, surprises
 from factory import RECIPE, check, factory, forge
 from pol import policies
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
@@ -389,6 +389,16 @@ def test_a_bench_with_an_attack_of_ones_own(tmp_path, capsys):
     assert "attack own-lie failed: ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_another_verdict_than_expected_is_a_surprise():
+    expected = {"a": {"paper-2021": "ACCEPT or REJECT 7", "exact full": "REJECT 7"}}
+    assert surprises({"a": {"paper-2021": "REJECT 7", "exact full": "REJECT 7"}}, expected) == []
+    assert surprises({"a": {"paper-2021": "REJECT 5", "exact full": "REJECT 7"}}, expected) == []
+    assert surprises({"a": {"paper-2021": "ACCEPT", "exact full": "REJECT 5"}}, expected) == [
+        ("a", "exact full", "REJECT 5", "REJECT 7")
+    ]
+    assert surprises({"a": {"paper-2021": "ACCEPT", "exact full": "ACCEPT"}}, expected)
+
+
 @pytest.mark.slow
 def test_the_quick_suite_gives_what_is_expected(tmp_path):
     """The table as users make it. A change is to be understood, and then written with tests/expected.py."""
@@ -397,7 +407,7 @@ def test_the_quick_suite_gives_what_is_expected(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
-    assert expectations(outcome) == json.loads(FILE.read_text())
+    assert surprises(expectations(outcome), json.loads(FILE.read_text())) == []
     full = [one for one in outcome["results"] if one["policy"] == FULL and one["in_scope"] and one["verdict"]]
     assert {one["attack"] for one in full} == {n for n in suite.QUICK.attacks if not REGISTRY[n].survives}
     assert {one["verdict"] for one in full} == {"REJECT"}
