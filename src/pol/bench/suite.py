@@ -43,7 +43,7 @@ QUICK = Suite(
     # 158 steps of a millisecond or two: as few as a policy that replays all of up to 150 intervals still samples.
     {"num_epochs": 2, "width": 4, "batch_size": 19},
     1000,
-    # One or two for each published attack but A1, A3, A7 and A11, whose forgeries take some trainings' worth of
+    # One or two for each published attack but A1, A3 and A11, whose forgeries take some trainings' worth of
     # gradients, and some of the trivial ones; the tests make all of them, on smaller models.
     ("suppressed-steps", "infinitesimal-matched", "blindfold", "glued-masked", "pulled", "bridged", "repudiation",
      "skipped-intervals", "data-addition", "order-slowdown", "ground-start", "distilled", "drifting", "huge-decay",
