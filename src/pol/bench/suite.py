@@ -47,7 +47,7 @@ QUICK = Suite(
     # gradients, and some of the trivial ones; the tests make all of them, on smaller models.
     ("suppressed-steps", "infinitesimal-matched", "blindfold", "glued-masked", "pulled", "bridged", "repudiation",
      "skipped-intervals", "data-addition", "order-slowdown", "ground-start", "distilled", "drifting", "huge-decay",
-     "amplified", "ground-challenge", "spliced", "spliced-hidden", "adaptive", "nan-bridge", "signed-again",
+     "amplified", "ground-challenge", "spliced", "adaptive", "nan-bridge", "signed-again",
      "edited-checkpoint-sealed"),
 )  # fmt: skip
 FULL_SUITE = Suite("full", {"num_epochs": 6}, 10_000)
