@@ -129,12 +129,14 @@ def test_what_is_looked_up_is_what_a_verification_says(tmp_path):
     """For nonces that meet the lie and for others."""
     found, proof = set(), forge(tmp_path, lie).path
     table = lookup(proof)
-    for number in range(8):
+    for number in range(100):  # a meeting has a chance of one in five
         nonce = bytes([number]) * 32
         report = check(proof, policy=FEW, nonce=nonce)
         assert table.draws(nonce) == report.draws
         assert table.meets(report.draws.all()) == (report.verdict is Verdict.REJECT)
         found.add(report.verdict)
+        if len(found) == 2:
+            break
     assert found == {Verdict.ACCEPT, Verdict.REJECT}
 
 
