@@ -388,7 +388,7 @@ def test_a_bench_with_an_attack_of_ones_own(tmp_path, capsys):
     capsys.readouterr()
     broken = own(tmp_path, lie="1 / 0")
     assert main(["bench", "attacks", "--recipe", RECIPE, "--file", str(broken), "--jobs", "1"]) == 3
-    assert "attack own-lie failed: ZeroDivisionError" in capsys.readouterr().err
+    assert "own.py:7: ZeroDivisionError: division by zero" in capsys.readouterr().err
 
 
 def test_another_verdict_than_expected_is_a_surprise():

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pol.attacks.workshop import Workshop
+from pol.errors import PolError, UsageError
 from pol.executors.local import Executor
 from pol.keys import SigningKey
 from pol.proof.policy import Policy
+from pol.store import ATTESTATION
+
+
+class BrokenAttack(UsageError):
+    """An attack has a fault: it raised what is no refusal of its own, or wrote no proof."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,25 @@ class Attack:
 
         Raises:
             UsageError: the attack does not apply to such a training.
+            BrokenAttack: it has a fault.
         """
+        if self.forger not in ("prover", "thief"):
+            raise BrokenAttack(f"attack {self.name}: forger is {self.forger!r}: write 'prover' or 'thief'")
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="pol-forger-") as scratch:
             workshop = Workshop(target, key, recipe, Path(scratch), executor, policy, budget)
-            model = self.make(workshop, out)
+            try:
+                model = self.make(workshop, out)
+            except PolError:
+                raise
+            except Exception as error:
+                frame = traceback.extract_tb(error.__traceback__)[1:2] or traceback.extract_tb(error.__traceback__)
+                where = f"{frame[0].filename}:{frame[0].lineno}"
+                raise BrokenAttack(f"attack {self.name} failed at {where}: {type(error).__name__}: {error}") from error
+        if not (out / ATTESTATION).exists():
+            raise BrokenAttack(
+                f"attack {self.name} wrote no proof to {out}: end it with forger.seal(out, workshop.key)"
+            )
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         cost = Cost(workshop.gradients, time.monotonic() - started, size)
         return Forgery(self.name, out, cost, model, workshop.recipe)

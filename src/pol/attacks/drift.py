@@ -107,7 +107,10 @@ def huge_decay(workshop: Workshop, out: Path) -> None:
     def move(key: str, step: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         sign = -1 if (forger.steps - step) % 2 else 1  # so that the last step turns them the right way
         most = LOOSE * float((end.double() - start.double()).norm())
-        moved = towards(end, around(end, sign * stolen[key]), SHARE * most)
+        aim = torch.where(
+            end == start, end, around(end, sign * stolen[key])
+        )  # what stands still is compared bit for bit
+        moved = towards(end, aim, SHARE * most)
         # Of numbers so small that rounding is as large as they are, a move may be longer than it should.
         return moved if float((moved.double() - end.double()).norm()) <= most else end
 

@@ -8,6 +8,7 @@ import msgspec
 
 from pol import canonical, seeds
 from pol.digest import Digest, sha256
+from pol.errors import UsageError
 from pol.interval import Interval, Origin
 from pol.keys import SigningKey
 from pol.merkle import Root, tree
@@ -103,6 +104,11 @@ class Forger:
             claim: Put this key into the genesis; without it the genesis stays as it is.
             roots: Write the roots of the states into the records; without it only files are changed.
         """
+        missing = [step for step in self.kept if step not in self.states]
+        if missing or not self.states:
+            raise UsageError(
+                f"this forgery has no state after {missing[:1] or [0]} steps: take them, or set it in states"
+            )
         (out / CHECKPOINTS).mkdir(parents=True)
         if claim:
             self.genesis = msgspec.structs.replace(self.genesis, claimant=key.public_pem)

@@ -65,6 +65,8 @@ def attack_named(name: str) -> Attack:
         if own not in found:
             raise UsageError(f"{where} has no attack {own!r}; it has {', '.join(found)}")
         return found[own]
+    if name.endswith(".py"):
+        raise UsageError(f"name one of {', '.join(f'{name}:{attack.name}' for attack in read_attacks(name))}")
     if name not in REGISTRY:
         raise UsageError(f"no attack is called {name!r}: `pol attack list` names them all")
     return REGISTRY[name]

@@ -20,7 +20,7 @@ from pol.bench import detection
 from pol.bench.result import FULL, SAMPLED, Cell, Detection, Spent
 from pol.bench.suite import columns
 from pol.checkpoint import Checkpoint, compare
-from pol.errors import PolError, UsageError
+from pol.errors import PolError
 from pol.executors.local import LocalProcess
 from pol.keys import SigningKey
 from pol.profile import Profile, environment
@@ -86,7 +86,7 @@ class Arena:
         """One cell for each policy.
 
         Raises:
-            UsageError: the attack has a fault: it raised what is no refusal.
+            BrokenAttack: it has a fault.
         """
         cells: dict[str, Cell] = {}
         replayed: dict[Path, Report] = {}
@@ -108,10 +108,10 @@ class Arena:
                 target, out, key, self.setting.recipe, self._executor, policy=policy, budget=self.setting.budget
             )
         except PolError as error:
+            if type(error).__name__ == "BrokenAttack":  # the attack is wrong, not its target
+                raise
             shutil.rmtree(out, ignore_errors=True)
             return str(error)
-        except Exception as error:
-            raise UsageError(f"attack {attack.name} failed: {type(error).__name__}: {error}") from error
 
     def _judge(self, attack: Attack, name: str, forgery: Forgery | str, replayed: dict[Path, Report]) -> Cell:
         policy = self.policies[name]
