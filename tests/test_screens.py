@@ -20,6 +20,7 @@ from pol.proof.screens import LISTED, STRAIGHT, UNUSUAL, Loss, Move, leaps, line
 from pol.prover import record
 from pol.recipes import digits
 from pol.replay.inprocess import InProcess
+from pol.replay.state import State
 from pol.verifier import eight, screening, shape
 
 DIGITS = f"{digits.__file__}:DigitsCNN"
@@ -442,3 +443,20 @@ def test_steps_that_were_skipped_have_moved_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(eight, "SHAPE", tuple(c for c in eight.SHAPE if c is not shape.skips))
     least = Policy(challenge=Challenge(strategy="uniform", uniform=0))
     assert check(path, policy=least).verdict is Verdict.ACCEPT
+
+
+def test_steps_that_were_skipped_have_moved_no_moment(tmp_path):
+    """All weights stand still, and a momentum that nobody made stands at the end."""
+
+    def lie(workshop, out):
+        forger = workshop.open()
+        record = forger.intervals[2]
+        before = forger.states[record.start].tensors
+        held = {k: t + 1 if k.startswith("optimizer/") and t.is_floating_point() else t for k, t in before.items()}
+        forger.states[record.stop] = State(held)
+        forger.replace(2, loss=None, skipped=list(range(record.start, record.stop)))
+        forger.seal(out, workshop.key)
+
+    report = check(forge(tmp_path, lie).path)
+    assert decision(report) == (Verdict.REJECT, 4)
+    assert "all steps from 6 to 9 were recorded as skipped, and moved moments of an optimizer by" in report.reason()
