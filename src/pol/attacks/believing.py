@@ -13,20 +13,17 @@ from typing import Any
 import msgspec
 import torch
 
+from pol.attacks.deltas import deltas
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import straight
 from pol.attacks.planning import MEMORY, Ground, Plan, begin, pass_by
 from pol.attacks.workshop import Workshop
 from pol.proof.genesis import boundaries
-from pol.proof.policy import Policy
 from pol.replay.state import State
+from pol.verifier.paper_audit import windows
 
 SHARE = 0.9
 """How much of a delta a piece uses: the first weights that the forger will draw are not known yet."""
-
-
-CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1, "cos": 0.01}
-"""Limits of the released code, where a policy gives none."""
 
 
 def plans(ground: Ground) -> list[Plan]:
@@ -51,23 +48,6 @@ def _begun(ground: Ground, workshop: Workshop, settings: dict[str, Any], every: 
         loss = claimed[index * len(claimed) // len(forger.intervals)]
         forger.replace(index, learning_rates=rates, loss=record.loss if loss is None else loss)
     return forger
-
-
-def deltas(policy: Policy) -> dict[str, float]:
-    """The limit of each metric that judges, as the verifier finds it: where a policy gives two, the smaller."""
-    assert policy.paper is not None
-    found: dict[str, float] = {str(name): delta for name, delta in (policy.paper.delta or {}).items()}
-    if policy.paper.fraction is not None:
-        for name in CODE:
-            reference = float(getattr(policy.reference, name))
-            found[name] = min(found.get(name, math.inf), policy.paper.fraction * reference)
-    return found or CODE
-
-
-def windows(steps: int, epochs: int, every: int) -> list[range]:
-    """The intervals of each epoch among which the verifier chooses: their ends are rounded (I5)."""
-    ends = [round(steps / epochs / every * epoch) for epoch in range(epochs + 1)]
-    return [range(first, last) for first, last in pairwise(ends)]
 
 
 # -- pieces below every delta (A4) -----------------------------------------------------------------------------------
