@@ -11,7 +11,7 @@ import torch
 
 from factory import PLAIN, RECIPE, TOLERANCE, check, known_key, same_every_time
 from pol import policies
-from pol.attacks import adversary, believing, landing, placing
+from pol.attacks import adversary, landing, placing
 from pol.attacks.forger import Forger
 from pol.attacks.planning import foreseen, looked_over
 from pol.attacks.registry import REGISTRY
@@ -20,13 +20,12 @@ from pol.errors import UsageError
 from pol.profile import Profile
 from pol.proof.challenge import draw, spans
 from pol.proof.plan import plan as planned
-from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Paper, Policy, Reference
+from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Paper, Policy
 from pol.proof.report import Verdict
 from pol.proof.screens import suspects
 from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.replay.state import State
-from pol.verifier import paper_audit
 from test_plan import assert_agrees, nonce
 
 FULL = policies.load("exact-full")
@@ -248,18 +247,6 @@ def test_the_verification_of_2021_is_passed_with_any_constants(name):
     assert report.verdict is Verdict.ACCEPT, report.reason()
     assert is_stolen(forgery.path)
     assert check(forgery.path, PLAIN, policy=FULL).verdict is Verdict.REJECT
-
-
-@pytest.mark.parametrize("changes", [{}, {"delta": {"l2": 1.0}}, {"fraction": 0.01}])
-def test_it_knows_what_the_verifier_compares(changes):
-    reference = Reference(calibration="", recipe="", l1=1, l2=2, linf=3, cos=4) if "fraction" in changes else None
-    policy = msgspec.structs.replace(original(**changes), reference=reference)
-    assert believing.deltas(policy) == paper_audit.limits(policy)
-
-
-@pytest.mark.parametrize("size", [(14, 2, 3), (14, 2, 6), (304, 1, 10), (78_125, 200, 10), (20, 2, 100)])
-def test_it_knows_where_the_verifier_looks(size):
-    assert believing.windows(*size) == paper_audit.windows(*size)
 
 
 # -- tolerance --------------------------------------------------------------------------------------------------------
