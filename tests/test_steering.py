@@ -14,6 +14,7 @@ from pol import policies
 from pol.attacks import laundries, steering
 from pol.attacks.attack import Attack
 from pol.attacks.registry import REGISTRY
+from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
 from pol.profile import Profile
 from pol.proof.policy import EXACT, Limits, Paper, Policy, Reference
@@ -98,12 +99,10 @@ def test_buffers_are_in_no_budget():
 
 def test_running_statistics_are_pushed_along_their_gradient():
     """By differences: autograd does not say it."""
-    workshops = []
     with same_every_time("steering"):
-        Attack("test", "a test", "thief", lambda workshop, _: workshops.append(_aims(workshop))).forge(
-            factory().proof(), Path(tempfile.mkdtemp()) / "out", known_key(2), RECIPE, InProcess()
-        )
-    for key, wanted, found in workshops[0]:
+        workshop = Workshop(factory().proof(), known_key(2), RECIPE, Path(tempfile.mkdtemp()), InProcess())
+        aims = _aims(workshop)
+    for key, wanted, found in aims:
         assert wanted == pytest.approx(found, rel=0.05, abs=1e-4), key
 
 
