@@ -402,6 +402,7 @@ def test_another_verdict_than_expected_is_a_surprise():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # under four minutes on two free cores, and CI runs another long test beside it
 def test_the_quick_suite_gives_what_is_expected(tmp_path):
     """The table as users make it. A change is to be understood, and then written with tests/expected.py."""
     command = ["pol", "bench", "attacks", "--suite", "quick", "--jobs", "2", "--out", str(tmp_path / "out"), "--json"]
