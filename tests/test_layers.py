@@ -16,6 +16,7 @@ GROUND = {
     *("declaration", "profile", "statetree", "interval", "messages", "version"),
     *("distributions", "laws"),
     *("distance", "values"),
+    *("container", "layout", "packing"),
     "traces",
 }
 EVERYTHING = {""}
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "proof": set(),
     "replay": set(),
     "store": set(),
-    "checkpoint": {"proof.container", "store"},
+    "checkpoint": {"store"},
     "exchange": {"store"},
     "keys": {"proof.envelope"},
     "executors": set(),
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     },
     "doctor": {"executors", "prover", *NAMING},
     "policies": {"proof", "keys"},
-    "release": {"proof", "store"},
+    "release": {"checkpoint", "proof", "store"},
     "responder": {"proof", "store", "checkpoint", "exchange", "auditor", "replay.recipe"},
     "verifier": {"proof", "store", "keys", "checkpoint", "exchange", "auditor", "release", "replay.recipe"},
     "recipes": {"replay.recipe", "Recipe"},

@@ -17,9 +17,9 @@ def held(monkeypatch):
     """Holds every write until the returned event is set."""
     release, save = threading.Event(), module.save_atomically
 
-    def slow(state, path):
+    def slow(state, path, **options):
         assert release.wait(20)
-        save(state, path)
+        save(state, path, **options)
 
     monkeypatch.setattr(module, "save_atomically", slow)
     yield release

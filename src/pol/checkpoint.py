@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pol import distance, values
+from pol.container import Placed, header_length, parse_header, resolve
 from pol.digest import blake3_bytes, blake3_chunks
 from pol.distance import Comparison
-from pol.errors import IntegrityError
-from pol.proof.container import Placed, header_length, parse_header
+from pol.errors import FormatError, IntegrityError, StoreError
+from pol.layout import Content, write_checkpoint
+from pol.packing import Read
 from pol.statetree import Entry, StateRoot, state_root
-from pol.store import ProofDirectory, checkpoint_path
+from pol.store import CHECKPOINTS, ProofDirectory, checkpoint_path, checkpoint_step
 from pol.values import Values
 
 CHUNK = 1 << 24
@@ -48,13 +50,32 @@ class Checkpoint:
     def chunks(self, key: str) -> Iterator[Values]:
         """The values of an entry, a chunk at a time."""
         slot = self.entries[key]
-        return values.chunks(
-            lambda begin, end: self._store.read_range(self.name, begin, end), slot.begin, slot.end, slot.entry.dtype
-        )
+        return values.chunks(reader(self._store, self.name, slot), 0, slot.entry.num_bytes, slot.entry.dtype)
 
 
 def read_entries(store: ProofDirectory, name: str) -> list[Placed]:
-    """The entries of a checkpoint file, from its header.
+    """The entries of a checkpoint file, and where each one's content is: perhaps in an earlier one of its folder.
+
+    Raises:
+        FormatError: it is not a checkpoint.
+    """
+    placed, step = read_header(store, name), checkpoint_step(f"{CHECKPOINTS}/{Path(name).name}")
+    if step is None:
+        if held := [slot.entry.key for slot in placed if slot.held is not None]:
+            raise FormatError(f"{name}: {held[0]!r} is said to be in another file")
+        return placed
+    folder = name.rpartition("/")[0]
+    return resolve(
+        placed, step, name, lambda at: read_header(store, _beside(folder, at)), lambda at: _beside(folder, at)
+    )
+
+
+def _beside(folder: str, step: int) -> str:
+    return f"{folder}/{Path(checkpoint_path(step)).name}" if folder else Path(checkpoint_path(step)).name
+
+
+def read_header(store: ProofDirectory, name: str) -> list[Placed]:
+    """The entries of a checkpoint file as its own header tells.
 
     Raises:
         FormatError: it is not a checkpoint.
@@ -62,6 +83,16 @@ def read_entries(store: ProofDirectory, name: str) -> list[Placed]:
     size = store.size(name)
     length = header_length(store.read_range(name, 0, min(8, size)), size, name)
     return parse_header(store.read_range(name, 8, 8 + length), size, name)
+
+
+def reader(store: ProofDirectory, name: str, slot: Placed) -> Read:
+    """Reads ranges of an entry's content, of the checkpoint file ``name``.
+
+    Raises:
+        FormatError: it is not packed as it should be.
+    """
+    holder = slot.file or name
+    return slot.reader(lambda begin, end: store.read_range(holder, begin, end))
 
 
 def compare(a: Checkpoint, b: Checkpoint, wanted: Callable[[Entry], bool] = lambda _: True) -> Comparison:
@@ -89,8 +120,25 @@ def checkpoint_root(store: ProofDirectory, step: int, placed: list[Placed]) -> S
 
 def content_of(store: ProofDirectory, name: str, slot: Placed) -> bytes:
     """BLAKE3-256 of an entry, in chunks: a file may claim a tensor that is larger than memory."""
-    if slot.end - slot.begin <= CHUNK:
-        return blake3_bytes(store.read_range(name, slot.begin, slot.end))
-    return blake3_chunks(
-        store.read_range(name, begin, min(begin + CHUNK, slot.end)) for begin in range(slot.begin, slot.end, CHUNK)
-    )
+    read, size = reader(store, name, slot), slot.entry.num_bytes
+    if size <= CHUNK:
+        return blake3_bytes(read(0, size))
+    return blake3_chunks(read(begin, min(begin + CHUNK, size)) for begin in range(0, size, CHUNK))
+
+
+def gather(store: ProofDirectory, name: str, placed: Sequence[Placed], target: Path) -> None:
+    """Write a checkpoint file with the content of another one, in which nothing is held by a third.
+
+    Raises:
+        FormatError: content is not packed as it should be.
+        StoreError: the disk refused.
+    """
+
+    def content(slot: Placed) -> Content:
+        return Content(slot.entry, lambda: memoryview(reader(store, name, slot)(0, slot.entry.num_bytes)))
+
+    try:
+        with target.open("w+b") as file:
+            write_checkpoint(file, [content(slot) for slot in placed])
+    except OSError as error:
+        raise StoreError(f"{target}: cannot write: {error.strerror}") from None

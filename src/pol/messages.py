@@ -99,6 +99,8 @@ class Train(Job, frozen=True, kw_only=True):
     directory: str
     start: Segment
     weights: Weights | None = None
+    trust: bool = True
+    """Not to hash again at every boundary what torch did not count as written."""
 
 
 class Replay(Job, frozen=True, kw_only=True):
@@ -284,6 +286,10 @@ class Finished(Event, frozen=True, kw_only=True):
     """The job is done."""
 
     asides: int = 0
+    waits: int = 0
+    """How often the training waited until a kept state was written."""
+    waited: float = 0.0
+    """Seconds of all these together."""
     undeclared: list[str] = []
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
+from pol.checkpoint import read_entries, reader
+from pol.container import Placed
 from pol.errors import UsageError
-from pol.proof.container import Placed, header_length, parse_header
 from pol.proof.genesis import MAX_GENESIS, read_genesis
 from pol.proof.released import released
 from pol.store import ATTESTATION, GENESIS, ProofDirectory, checkpoint_path
@@ -33,15 +34,14 @@ def write_model(proof: Path | str, out: Path | str) -> int:
     if spec.release is None:
         raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
     name = checkpoint_path(spec.steps)
-    size = (store.path / name).stat().st_size
-    header = store.read_range(name, 8, 8 + header_length(store.read_range(name, 0, 8), size, name))
-    slots, _ = released(spec.declaration, spec.release.part, parse_header(header, size, name))
+    slots, _ = released(spec.declaration, spec.release.part, read_entries(store, name))
     temporary = Path(f"{out}.tmp")
     with temporary.open("wb") as file:
         file.write(_header(slots))
         for _, slot in sorted(slots.items()):
-            for begin in range(slot.begin, slot.end, _CHUNK):
-                file.write(store.read_range(name, begin, min(begin + _CHUNK, slot.end)))
+            read, size = reader(store, name, slot), slot.entry.num_bytes
+            for begin in range(0, size, _CHUNK):
+                file.write(read(begin, min(begin + _CHUNK, size)))
     temporary.replace(out)
     return len(slots)
 
@@ -51,7 +51,7 @@ def _header(slots: dict[str, Placed]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, slot in sorted(slots.items()):
-        end = position + slot.end - slot.begin
+        end = position + slot.entry.num_bytes
         header[name] = {"dtype": slot.entry.dtype, "shape": slot.entry.shape, "data_offsets": [position, end]}
         position = end
     data = msgspec.json.encode(header)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pol import canonical, seeds
 from pol.auditor import Auditor, LocalAuditor
-from pol.checkpoint import checkpoint_root, read_entries
+from pol.checkpoint import checkpoint_root, gather, read_entries
 from pol.errors import FormatError, Incomplete, IntegrityError, ReplayError, StoreError, UsageError
 from pol.exchange import REQUEST, Patience, SharedFolder
 from pol.messages import Failed, Recorded, Segment, Stepped
@@ -138,6 +138,11 @@ class _Run:
         if not self.is_state(self.store, step):
             raise IntegrityError(f"{name}: not the state that the log records after {step} steps")
         made = folder / Path(name).name
+        placed = read_entries(self.store, name)
+        if any(slot.file for slot in placed):
+            gather(self.store, name, placed, made)
+            target.take_in(made, name)
+            return
         try:
             with os.fdopen(self.store.open(name), "rb") as file, made.open("wb") as copy:
                 shutil.copyfileobj(file, copy)

@@ -25,6 +25,7 @@ from pol.proof.attestation import (
     Sha256,
     Statement,
     Subject,
+    Waited,
     attestation_digest,
 )  # fmt: skip
 from pol.proof.envelope import parse_envelope
@@ -110,6 +111,7 @@ class Unfinished:
         self.genesis = self._read_genesis(key)
         self._digests: dict[str, Digest] = {}
         self._asides = 0
+        self._waited: Waited | None = None
 
     @property
     def complete(self) -> bool:
@@ -235,9 +237,10 @@ class Unfinished:
 
     # -- finish -------------------------------------------------------------------------------------------------
 
-    def note_asides(self, asides: int) -> None:
-        """How often the program evaluated."""
+    def note_course(self, asides: int, waits: int, seconds: float) -> None:
+        """How often the program evaluated; how often, and how long, it waited for the disk."""
         self._asides = asides
+        self._waited = Waited(times=waits, seconds=repr(round(seconds, 3))) if waits else None
 
     def note_read(self, read: list[str]) -> None:
         """What the program reads that no replay can give again, as the control run noticed it."""
@@ -250,7 +253,7 @@ class Unfinished:
     def attest(self, genesis: Genesis, key: SigningKey) -> Digest:
         """Write the attestation: the proof is complete. Returns its digest."""
         journal = self._journal()
-        self._write_journal(_with(journal, finished=_now(), asides=self._asides))
+        self._write_journal(_with(journal, finished=_now(), asides=self._asides, waited=self._waited))
         directory, log = ProofDirectory(self.path), self.log()
         digests = {name: self._digests.get(name) or directory.sha256(name) for name in self._names()}
         statement = Statement(

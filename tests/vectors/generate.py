@@ -30,6 +30,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pol import canonical, prover, release, seeds, unfinished
+from pol.container import header_length, parse_header
 from pol.digest import blake3_bytes
 from pol.interval import Origin
 from pol.keys import SigningKey
@@ -37,7 +38,6 @@ from pol.order import epoch_order
 from pol.profile import Profile
 from pol.proof import attestation, genesis
 from pol.proof.challenge import Window, draw
-from pol.proof.container import header_length, parse_header
 from pol.proof.log import encode_record, parse_log
 from pol.proof.policy import Challenge
 from pol.statetree import state_root

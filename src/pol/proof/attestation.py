@@ -9,6 +9,7 @@ import msgspec
 from pol import canonical
 from pol.declaration import DigestField, Name
 from pol.digest import Digest, sha256
+from pol.interval import FloatText
 from pol.merkle import Root
 from pol.proof.envelope import parse_envelope
 from pol.statetree import StateRoot
@@ -79,6 +80,13 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     predicate: Predicate
 
 
+class Waited(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long the training waited until kept states were written (back-pressure of the disk)."""
+
+    times: Annotated[int, msgspec.Meta(ge=1, le=2**53 - 1)]
+    seconds: FloatText
+
+
 class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """Claims about how the recording went; never compared."""
 
@@ -91,6 +99,8 @@ class Journal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     beacon: Beacon
     noticed: Annotated[list[Notice], msgspec.Meta(max_length=MAX_NOTICES)] = []
     """Where the control run saw the program read a clock or fresh randomness. Not written if nowhere."""
+    waited: Waited | None = None
+    """Of the part since the last resume. Not written if it never waited."""
 
 
 def read_attestation(data: bytes) -> Statement:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pol.container import Placed
 from pol.declaration import Declaration
-from pol.proof.container import Placed
 from pol.proof.genesis import Release
 from pol.statetree import WEIGHTS
 

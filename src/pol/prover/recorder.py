@@ -195,6 +195,7 @@ class Recorder:
             keep=genesis.spec.keep,
             directory=str(self._files.checkpoints),
             start=messages.Segment(start=start.step, stop=genesis.spec.steps, checkpoint=path, counts=start.counts),
+            trust=start.root is None,  # what was counted on wrongly is why some recordings are taken up again
         )
         for event in self._executor.run(job):
             match event:
@@ -213,10 +214,10 @@ class Recorder:
                     self._progress("training", step, total)
                 case messages.Failed():
                     raise failure(event)
-                case messages.Finished(asides=asides, undeclared=undeclared):
+                case messages.Finished(undeclared=undeclared):
                     if undeclared:
                         raise UsageError(_undeclared(undeclared))
-                    self._files.note_asides(asides)
+                    self._files.note_course(event.asides, event.waits, event.waited)
 
     def self_check(self, genesis: Genesis, beacon: Beacon) -> int:
         """Take a part of the recorded steps again, in a fresh job; returns how many.

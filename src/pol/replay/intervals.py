@@ -8,7 +8,9 @@ from typing import Any
 from pol.interval import Interval, Momenta, Rates
 from pol.order import sample_list_digest
 from pol.replay.data import BatchHasher, sample_leaf
+from pol.replay.digests import Digests
 from pol.replay.state import State
+from pol.statetree import state_root
 
 
 class IntervalRecorder:
@@ -24,11 +26,14 @@ class IntervalRecorder:
         emit: Callable[[Interval, State, list[str], Momenta], None],
         salt_key: bytes | None = None,
         on_step: Callable[[int], None] | None = None,
+        digests: Digests | None = None,
+        kept: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self._every = every
         self._last = last
         self._emit = emit
         self._on_step = on_step
+        self._digests_of, self._kept = digests or Digests(trust=False), kept
         self._hasher = BatchHasher(batch_key)
         self._salt_key = salt_key
         self._samples: dict[int, bytes] = {}
@@ -72,11 +77,12 @@ class IntervalRecorder:
         if (step + 1) % self._every and step + 1 != self._last:
             return
         state = take()
-        state.check_finite(f"after step {step}")
+        state.contents = self._digests_of.of(state, kept=self._kept(step + 1))
+        state.check_finite(f"after step {step}", self._digests_of.unchanged)
         interval = Interval(
             start=self._start,
             stop=step + 1,
-            root=state.root(),
+            root=state_root(state.contents),
             batches=self._hasher.digest(),
             loss=repr(sum(self._losses) / len(self._losses)) if self._losses else None,
             learning_rates=self._rates,

@@ -30,6 +30,7 @@ from pol.profile import Profile
 from pol.replay import compiling, hidden, probe, trial, trusting
 from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
+from pol.replay.digests import Digests
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
@@ -43,7 +44,8 @@ from pol.replay.state import State
 from pol.replay.telling import Emit, Progress
 from pol.replay.tensors import content_digest
 from pol.replay.watch import Watch
-from pol.replay.writer import Writer, checkpoint_name
+from pol.replay.writer import Writer
+from pol.statetree import state_root
 
 
 def run_job(job: JobType, emit: Emit) -> None:
@@ -203,30 +205,41 @@ def _train(job: Train, emit: Emit) -> None:
     declared = registered.declaration
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)
     last = declared.epochs * declared.steps_per_epoch(registered.batches_per_step)
-    position = position_of(job.start)
-    if position.state is not None:
-        emit(Opened(step=position.step, root=position.state.root()))
-    else:
-        built = advance(entry.make, frame, position, stop=0)
-        state = built.state if job.weights is None else dressed(built.state, job.weights, declared)
-        save_atomically(state, directory / checkpoint_name(0))
-        emit(Opened(step=0, root=state.root()))
-        position = Position() if job.weights is None else Position(0, state, built.counts)
     kept_every = job.keep * registered.every
     progress = Progress(emit, last)
+
+    def kept(step: int) -> bool:
+        return step % kept_every == 0 or step == last
+
     with Writer(directory, emit) as writer:
 
         def record(interval: Interval, state: State, *_: object) -> None:
-            kept = interval.stop % kept_every == 0 or interval.stop == last
-            writer.add(Recorded(interval=interval, samples=[], kept=kept), interval.stop, state if kept else None)
+            event = Recorded(interval=interval, samples=[], kept=kept(interval.stop))
+            writer.add(event, interval.stop, state if event.kept else None)
 
         def stepped(step: int) -> None:
             writer.tell()
             progress(step)
 
+        position = _opening(job, entry, frame, writer)
         observer = IntervalRecorder(
             every=registered.every, start=position.step, last=last, batch_key=bytes.fromhex(registered.batch_key),
-            emit=record, on_step=stepped,
+            emit=record, on_step=stepped, digests=Digests(trust=job.trust), kept=kept,
         )  # fmt: skip
         end = advance(entry.make, frame, position, None, observer)
-    emit(Finished(asides=end.asides, undeclared=entry.undeclared()))
+    emit(Finished(asides=end.asides, undeclared=entry.undeclared(), waits=writer.waits, waited=writer.waited))
+
+
+def _opening(job: Train, entry: Entry, frame: Frame, writer: Writer) -> Position:
+    """Where the recording begins; a first state is written."""
+    position, state = position_of(job.start), None
+    if position.state is None:
+        built = advance(entry.make, frame, position, stop=0)
+        state = built.state if job.weights is None else dressed(built.state, job.weights, job.registered.declaration)
+        position = Position() if job.weights is None else Position(0, state, built.counts)
+    opened = state or position.state
+    assert opened is not None
+    opened.contents = opened.digests()
+    writer.add(Opened(step=position.step, root=state_root(opened.contents)), position.step, state)
+    writer.tell(wait=True)  # files that are opened while the program is entered are taken for its own
+    return position

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from pol.declaration import Declaration
 from pol.errors import IntegrityError, UsageError
@@ -47,7 +49,7 @@ def dressed(built: State, weights: Weights, declaration: Declaration) -> State:
     Raises:
         UsageError: the file does not hold exactly that part, under the names of its ``state_dict``.
     """
-    found = State.load(Path(weights.path)).tensors
+    found = _model(Path(weights.path))
     tensors = dict(built.tensors)
     prefix = f"{weights.part}."
     wanted = {k for k in tensors if k.startswith((f"parameter/{prefix}", f"buffer/{prefix}"))}
@@ -62,3 +64,15 @@ def dressed(built: State, weights: Weights, declaration: Declaration) -> State:
     if missing := sorted(wanted - given):
         raise UsageError(f"{weights.path}: {missing[0].partition('/')[2].removeprefix(prefix)} is missing")
     return State(tensors)
+
+
+def _model(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model file, which may come from anywhere.
+
+    Raises:
+        IntegrityError: it is not one.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise IntegrityError(f"{path.name}: not a model file: {error}") from None

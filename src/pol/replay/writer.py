@@ -1,22 +1,28 @@
 """Writes checkpoints while the training goes on.
 
 One thread, one file at a time, from one copy of the state that is kept and filled anew: filling memory that is
-there already costs a tenth of asking for new memory. A record is told only when its checkpoint is complete and
-synced, in the order of the intervals, and always by the thread that trains.
+there already costs a tenth of asking for new memory. So beside the training's own there is never more than one
+further state in memory. A record is told only when its checkpoint is complete and synced, in the order of the
+intervals, and always by the thread that trains.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from pol.container import Location
 from pol.messages import EventType
+from pol.packing import LEAST
 from pol.replay.files import save_atomically
 from pol.replay.state import State
+from pol.statetree import Entry
 
 
 class Writer:
@@ -26,7 +32,10 @@ class Writer:
         self._directory, self._emit = directory, emit
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._copy: dict[str, torch.Tensor] = {}
+        self._holders = Holders()
         self._waiting: deque[tuple[Future[None] | None, EventType]] = deque()
+        self.waits, self.waited = 0, 0.0
+        """How often, and for how many seconds, the training had to wait for the disk."""
 
     def __enter__(self) -> Writer:
         return self
@@ -42,8 +51,10 @@ class Writer:
         """Tell ``event`` as soon as the checkpoint of ``state`` is on disk; None: there is none to write."""
         written = None
         if state is not None:
-            self.tell(wait=True)  # the copy is in use until then
-            written = self._thread.submit(save_atomically, self._copied(state), self._directory / checkpoint_name(step))
+            self._drain()  # the copy is in use until then
+            held = self._holders.of(step, state.contents)
+            copy, path = self._copied(state, held), self._directory / checkpoint_name(step)
+            written = self._thread.submit(save_atomically, copy, path, held=held)
         self._waiting.append((written, event))
         self.tell()
 
@@ -63,15 +74,44 @@ class Writer:
                 self._waiting.clear()  # a later record never stands without an earlier one
                 raise
 
-    def _copied(self, state: State) -> State:
+    def _drain(self) -> None:
+        begin, behind = time.monotonic(), any(written and not written.done() for written, _ in self._waiting)
+        self.tell(wait=True)
+        if behind:
+            self.waits, self.waited = self.waits + 1, self.waited + time.monotonic() - begin
+
+    def _copied(self, state: State, held: dict[str, Location]) -> State:
         copy = {}
         for key, tensor in state.tensors.items():
+            if key in held:  # of these only dtype and shape are written
+                copy[key] = tensor
+                continue
             memory = self._copy.get(key)
             if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
                 memory = torch.empty(tensor.shape, dtype=tensor.dtype)
             copy[key] = memory.copy_(tensor.detach())
-        self._copy = copy
+        self._copy = {key: memory for key, memory in copy.items() if key not in held}
         return State(copy)
+
+
+class Holders:
+    """Where equal tensors are stored already: in the last kept state of this recording, or in one that it names."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[Any, ...], Location] = {}
+
+    def of(self, step: int, contents: list[tuple[Entry, bytes]]) -> dict[str, Location]:
+        """Entries of the state after ``step`` steps whose content need not be written again."""
+        held, now = {}, dict[tuple[Any, ...], Location]()
+        for entry, content in contents:
+            if entry.num_bytes < LEAST:
+                continue
+            same = entry.dtype, *entry.shape, content
+            if (place := now.get(same) or self._last.get(same)) is not None:
+                held[entry.key] = place
+            now[same] = place or Location(step, entry.key)
+        self._last = now
+        return held
 
 
 def checkpoint_name(step: int) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pol import canonical, keys
+from pol.checkpoint import read_entries
 from pol.errors import AuthenticityError, FormatError
 from pol.proof import attestation, genesis
 from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL, Journal, Statement
-from pol.proof.container import header_length, parse_header
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret
 from pol.proof.log import parse_log
@@ -63,14 +63,12 @@ def contents(case: Case) -> Checks:
     case.leaves = case.store.read(DATASET, MAX_DATASET)
     _order(case)
     case.checkpoints = {}
-    for name, size in sorted(case.files.items()):
+    for name in sorted(case.files):
         step = checkpoint_step(name)
         if step is not None:
             if name != checkpoint_path(step) or step in case.checkpoints:  # read under the one name of its step
                 raise FormatError(f"{name!r}: not the name of the state after {step} steps")
-            prefix = case.store.read_range(name, 0, 8)
-            header = case.store.read_range(name, 8, 8 + header_length(prefix, size, name))
-            case.checkpoints[step] = parse_header(header, size, name)
+            case.checkpoints[step] = read_entries(case.store, name)
     yield passed("files", f"{len(case.checkpoints)} checkpoints, {len(case.leaves) // 32} sample leaves")
 
 

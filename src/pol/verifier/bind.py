@@ -10,10 +10,10 @@ import msgspec
 
 from pol import seeds
 from pol.checkpoint import CHUNK, checkpoint_root, content_of
+from pol.container import header_length, parse_header
 from pol.digest import blake3_chunks
 from pol.errors import FormatError, IntegrityError, UsageError
 from pol.merkle import tree
-from pol.proof.container import header_length, parse_header
 from pol.proof.released import released
 from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOG, SECRET, checkpoint_path
 from pol.verifier.case import Case, Checks, passed, require

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pol import seeds
+from pol.container import Placed
 from pol.digest import Digest
 from pol.exchange import Patience, SharedFolder
 from pol.interval import Momenta
 from pol.proof.attestation import Journal, Statement, attestation_digest
 from pol.proof.challenge import Draws, Window
-from pol.proof.container import Placed
 from pol.proof.envelope import Envelope
 from pol.proof.genesis import Genesis, Secret, genesis_digest
 from pol.proof.log import Log, root_after

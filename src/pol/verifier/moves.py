@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pol.checkpoint import Checkpoint
+from pol.container import Placed
 from pol.declaration import Declaration, Group, Part
-from pol.proof.container import Placed
 from pol.store import checkpoint_path
 from pol.values import floats
 from pol.verifier.case import Case, Moved

@@ -22,13 +22,13 @@ import numpy as np
 
 from pol.auditor import Auditor
 from pol.checkpoint import Checkpoint, compare, read_entries
+from pol.container import Placed
 from pol.distance import METRICS, Distances
 from pol.errors import FormatError, IntegrityError
 from pol.interval import Interval, Rates
 from pol.messages import Failed, Reached, Segment
 from pol.profile import Profile
 from pol.proof.challenge import Draws
-from pol.proof.container import Placed
 from pol.proof.policy import Policy
 from pol.proof.report import IntervalResult
 from pol.statetree import Entry

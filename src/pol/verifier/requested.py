@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from pol.checkpoint import CHUNK, checkpoint_root, read_entries
+from pol.checkpoint import CHUNK, checkpoint_root, gather, read_entries
 from pol.digest import Digest
 from pol.errors import Incomplete, IntegrityError, PolError, StoreError
 from pol.exchange import REQUEST, SharedFolder
@@ -125,8 +125,13 @@ def _take_over(case: Case, step: int) -> bool:
             size = os.fstat(file.fileno()).st_size
             if size > (most := _most_bytes(case)):
                 raise IntegrityError(f"{where}: larger than a state of this run could be ({most} bytes)")
-            read_entries(source, name)  # half a file is not even copied
-            _copy(file, size, case.own.path / name)
+            placed = read_entries(source, name)  # half a file is not even copied
+            if not any(slot.file for slot in placed):
+                _copy(file, size, case.own.path / name)
+            elif kept:
+                gather(source, name, placed, case.own.path / name)
+            else:
+                raise IntegrityError(f"{where}: not the whole state: it refers to another file")
         if not _is_recorded(case, step):
             raise IntegrityError(f"{where}: not the state that the log records after {step} steps")
     except Incomplete:
@@ -138,7 +143,9 @@ def _take_over(case: Case, step: int) -> bool:
 
 def _most_bytes(case: Case) -> int:
     # Optimizer state comes after the first step, so kept states are a measure; an object's may still grow a little.
-    return 2 * max(case.files[checkpoint_path(step)] for step in case.checkpoints) + 2**20
+    contents = (sum(slot.entry.num_bytes for slot in placed) for placed in case.checkpoints.values())
+    headers = max(case.files[checkpoint_path(step)] for step in case.checkpoints)
+    return 2 * (max(contents) + headers) + 2**20
 
 
 def _copy(file: BinaryIO, size: int, target: Path) -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from pol.checkpoint import Checkpoint
+from pol.checkpoint import Checkpoint, reader
 from pol.proof.screens import Loss, Move, Screen, leaps, line, losses, norms, order
 from pol.statetree import FLOATING, Entry
 from pol.store import checkpoint_path
@@ -111,14 +111,13 @@ def _angles(case: Case) -> list[float | None]:
 
 def _chunks(case: Case, entry: Entry) -> Iterator[Iterator[NDArray[np.float64]]]:
     """For each chunk of an entry, its values in all kept states, one after the other: each byte is read once."""
-    states = [(checkpoint_path(step), slot) for step, slots in sorted(case.checkpoints.items())
+    states = [reader(case.store, checkpoint_path(step), slot) for step, slots in sorted(case.checkpoints.items())
               for slot in slots if slot.entry == entry]  # fmt: skip
-    size = states[0][1].end - states[0][1].begin
+    size = entry.num_bytes
 
     def read(offset: int) -> Iterator[NDArray[np.float64]]:
-        for name, slot in states:
-            begin = slot.begin + offset
-            yield floats(decode(case.store.read_range(name, begin, min(begin + CHUNK, slot.end)), slot.entry.dtype))
+        for content in states:
+            yield floats(decode(content(offset, min(offset + CHUNK, size)), entry.dtype))
 
     return map(read, range(0, size, CHUNK))
 

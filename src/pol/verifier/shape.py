@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 
 from pol import canonical
+from pol.container import Placed
 from pol.digest import Digest
 from pol.errors import IntegrityError
 from pol.order import observed_order
 from pol.proof.challenge import Window
-from pol.proof.container import Placed
 from pol.proof.genesis import CONTROL_STEPS, boundaries, kept, recipe_digest
 from pol.proof.released import released_part
 from pol.statetree import FLOATING

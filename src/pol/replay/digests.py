@@ -1,0 +1,89 @@
+"""Contents of states, boundary after boundary: what cannot have changed since the last one is not hashed again."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pol.errors import ReplayError
+from pol.replay.state import State
+from pol.replay.tensors import content_digest
+from pol.statetree import Entry
+
+LEAST = 1 << 16
+"""Bytes from which a tensor is looked at: 64 KiB are hashed in ten microseconds, about what looking costs."""
+
+LOOKS = 3
+"""Boundaries at which a tensor must not have changed before it is trusted: as many as the control run has steps."""
+
+
+@dataclass
+class _Known:
+    """A tensor as it was at the last boundary."""
+
+    tensor: weakref.ref[torch.Tensor]
+    mark: tuple[Any, ...]
+    content: bytes
+    looks: int = 0
+    """How often it was found unchanged; -1 when it changed without torch's counting it."""
+
+    def is_still(self, tensor: torch.Tensor) -> bool:
+        return self.tensor() is tensor and self.mark == _mark(tensor)
+
+
+class Digests:
+    """BLAKE3-256 of the entries of a training's states.
+
+    Torch counts what is written into a tensor. A large one that it did not count for some boundaries, and that was
+    the same, is taken to be the same until a state is kept; then everything is hashed. Some ways of writing are not
+    counted (``.data``, numpy): where they come early the tensor is never trusted, and where they come late the
+    recording stops before that state is kept.
+    """
+
+    def __init__(self, *, trust: bool) -> None:
+        """``trust``: else everything is hashed every time, as in replays."""
+        self._trust = trust
+        self._known: dict[str, _Known] = {}
+        self.unchanged: set[str] = set()
+        """Keys that were not hashed again at the last boundary."""
+
+    def of(self, state: State, *, kept: bool) -> list[tuple[Entry, bytes]]:
+        """Entries in the order of the state tree, with the digests of their contents.
+
+        Raises:
+            ReplayError: a tensor was changed, and earlier records took it to be the same.
+        """
+        self.unchanged = set()
+        return [(entry, self._content(entry.key, tensor, kept=kept)) for entry, tensor in state.entries()]
+
+    def _content(self, key: str, tensor: torch.Tensor, *, kept: bool) -> bytes:
+        if not self._trust or tensor.nbytes < LEAST:
+            return content_digest(tensor)
+        known = self._known.get(key)
+        if known is None or not known.is_still(tensor):
+            content, looks = content_digest(tensor), -1 if known is not None and known.looks < 0 else 0
+            self._known[key] = _Known(weakref.ref(tensor), _mark(tensor), content, looks)
+            return content
+        trusted = known.looks >= LOOKS
+        if trusted and not kept:
+            self.unchanged.add(key)
+            return known.content
+        content = content_digest(tensor)
+        if content != known.content:
+            if trusted:
+                raise ReplayError(
+                    f"{key.replace('/', ' ', 1)} was changed in a way that torch does not count (.data, numpy), so the "
+                    "records since the last kept state may be wrong. Resume: a recording that was taken up again "
+                    "counts on nothing. Or write with torch.no_grad() instead"
+                )
+            known.looks, known.content = -1, content
+        elif known.looks >= 0:
+            known.looks += 1
+        return content
+
+
+def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor._version, tuple(tensor.shape), tensor.stride(), tensor.dtype
