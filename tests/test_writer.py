@@ -91,3 +91,15 @@ def test_what_was_begun_is_finished_when_the_program_fails(tmp_path):
         record_two(tmp_path, told, lambda _: 1 / 0)
     assert told == [Stepped(step=1), Stepped(step=2)]
     assert (tmp_path / checkpoint_name(1)).exists()
+
+
+def test_waits_are_counted_only_where_the_training_waited(tmp_path, held):
+    with Writer(tmp_path, lambda _: None) as writer:
+        writer.add(Stepped(step=1), 1, state(1))
+        threading.Timer(0.01, held.set).start()
+        writer.add(Stepped(step=2), 2, state(2))
+        assert writer.waits == 1
+        assert writer.waited > 0
+        writer.tell(wait=True)
+        writer.add(Stepped(step=3), 3, state(3))
+        assert writer.waits == 1

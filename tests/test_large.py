@@ -1,0 +1,175 @@
+"""Recordings of large tensors: stored once, packed, and hashed again only where they may have changed."""
+
+import shutil
+import threading
+from unittest import mock
+
+import pytest
+import torch
+
+from pol import canonical
+from pol.checkpoint import checkpoint_root, read_entries, read_header
+from pol.errors import ReplayError, StoreError
+from pol.proof.attestation import MAX_JOURNAL, Journal
+from pol.proof.genesis import read_genesis
+from pol.proof.log import parse_log, root_after
+from pol.proof.report import Verdict
+from pol.release import write_model
+from pol.replay import digests, writer
+from pol.replay.state import State
+from pol.replay.tensors import content_digest
+from pol.responder import regenerate
+from pol.store import GENESIS, JOURNAL, LOG, ProofDirectory, checkpoint_path
+from pol.verifier.bind import model_entries
+from test_resume import Cut, Killed
+from zoo.tools import ZOO, check, train
+
+BACKBONE, AVERAGED, LATE, SHUFFLED = (
+    f"{ZOO / 'zoo_large.py'}:{name}" for name in ("Backbone", "Averaged", "Late", "Shuffled")
+)
+FROZEN = "parameter/model.0.weight"
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    out = tmp_path_factory.mktemp("large") / "p"
+    train(BACKBONE, out, every=2, keep=2)
+    return out
+
+
+def files(proof):
+    return {int(path.stem): path for path in sorted((proof / "checkpoints").iterdir())}
+
+
+def test_what_stays_is_in_the_first_file_alone(backbone):
+    store = ProofDirectory(backbone)
+    for step in files(backbone):
+        slots = {slot.entry.key: slot for slot in read_entries(store, checkpoint_path(step))}
+        assert slots[FROZEN].file == (None if step == 0 else checkpoint_path(0))
+        assert slots["parameter/model.2.weight"].file is None
+        assert slots["parameter/model.2.weight"].packed
+    assert check(backbone, BACKBONE).verdict is Verdict.ACCEPT
+
+
+def test_what_is_named_counts_for_the_root(backbone):
+    store, log = ProofDirectory(backbone), parse_log((backbone / LOG).read_bytes())
+    spec = read_genesis((backbone / GENESIS).read_bytes()).spec
+    for step, path in files(backbone).items():
+        assert checkpoint_root(store, step, read_entries(store, checkpoint_path(step))) == root_after(log, spec, step)
+        assert State.load(path).root() == root_after(log, spec, step)
+
+
+def test_the_model_of_a_proof_that_names_an_earlier_file(backbone, tmp_path):
+    write_model(backbone, tmp_path / "model.safetensors")
+    found, last = model_entries(tmp_path / "model.safetensors"), State.load(files(backbone)[12])
+    assert found["0.weight"][2] == content_digest(last.tensors[FROZEN])
+    assert check(backbone, BACKBONE, model=tmp_path / "model.safetensors").verdict is Verdict.ACCEPT
+
+
+def test_a_state_is_answered_whole(backbone, tmp_path):
+    """In a folder of openings nothing may be somewhere else."""
+    regenerate(backbone, tmp_path / "o", recipe=BACKBONE, steps=[4, 6])
+    for step in (4, 6):
+        slots = read_header(ProofDirectory(tmp_path / "o"), checkpoint_path(step))
+        assert all(slot.held is None for slot in slots)
+        assert State.load(tmp_path / "o" / checkpoint_path(step)).tensors.keys() >= {FROZEN}
+
+
+def test_a_recording_that_is_taken_up_again_names_no_file_that_is_gone(tmp_path):
+    with pytest.raises(Killed):
+        train(BACKBONE, tmp_path / "p", every=2, keep=1, executor=Cut(4))
+    train(BACKBONE, tmp_path / "p", every=2, keep=1, resume=True)
+    assert check(tmp_path / "p", BACKBONE).verdict is Verdict.ACCEPT
+    assert State.load(files(tmp_path / "p")[12]).tensors.keys() >= {FROZEN}
+
+
+@pytest.mark.parametrize("step", [0, 4, 12])
+def test_without_the_file_that_holds_it_nothing_is_accepted(backbone, tmp_path, step):
+    shutil.copytree(backbone, tmp_path / "p")
+    files(tmp_path / "p")[step].unlink()
+    assert check(tmp_path / "p", BACKBONE).verdict is Verdict.REJECT
+
+
+def counted(recipe, out, **options):
+    """Record, and count how often contents of entries that are looked at were hashed in the training."""
+    hashed = []
+
+    def noting(tensor):
+        hashed.append(tensor.nbytes)
+        return content_digest(tensor)
+
+    with mock.patch.object(digests, "content_digest", noting):
+        train(recipe, out, **options)
+    return sum(size >= digests.LEAST for size in hashed)
+
+
+def test_what_cannot_have_changed_is_not_hashed_again(tmp_path):
+    """Of 12 boundaries: one when it is first seen, three that tell that it stays, the last, where a state is kept."""
+    frozen = counted(BACKBONE, tmp_path / "p", every=1, keep=100)
+    with mock.patch.object(digests, "LOOKS", 100):
+        always = counted(BACKBONE, tmp_path / "q", every=1, keep=100)
+    assert always - frozen == 12 - 1 - digests.LOOKS - 1
+    assert check(tmp_path / "p", BACKBONE).verdict is Verdict.ACCEPT
+
+
+@pytest.mark.parametrize("recipe", [AVERAGED, SHUFFLED])
+def test_what_torch_does_not_count_is_noticed_in_time(tmp_path, recipe):
+    train(recipe, tmp_path / "p", every=1, keep=4)
+    assert check(tmp_path / "p", recipe).verdict is Verdict.ACCEPT
+
+
+def test_what_torch_does_not_count_late_stops_the_recording_and_resuming_mends_it(tmp_path):
+    with pytest.raises(ReplayError, match=r"parameter average.weight was changed in a way that torch does not count"):
+        train(LATE, tmp_path / "p", every=1, keep=4)
+    assert max(files(tmp_path / "p")) == 4  # the steps after it are lost
+    train(LATE, tmp_path / "p", every=1, keep=4, resume=True)
+    assert check(tmp_path / "p", LATE).verdict is Verdict.ACCEPT
+
+
+def test_a_stale_digest_would_not_be_sealed(tmp_path):
+    """What the check at kept states is for: without it the log would hold a root of a state that never was."""
+    original = digests.Digests._content
+
+    def never(self, key, tensor, *, kept):
+        return original(self, key, tensor, kept=False)
+
+    with (
+        mock.patch.object(digests.Digests, "_content", never),
+        pytest.raises((ReplayError, StoreError), match=r"self-check|does not replay"),
+    ):
+        train(LATE, tmp_path / "p", every=1, keep=4)
+
+
+def test_replays_hash_everything():
+    found, state = digests.Digests(trust=False), State({FROZEN: torch.zeros(50_000)})
+    for value in (0.0, 1.0, 2.0):
+        for _ in range(6):
+            found.of(state, kept=False)
+            assert not found.unchanged
+        state.tensors[FROZEN].data.fill_(value)
+        assert found.of(state, kept=False) == state.digests()
+
+
+def test_waiting_for_the_disk_is_in_the_journal(tmp_path):
+    """Every kept state waits here until the one before is written."""
+    save, waiting = writer.save_atomically, threading.Event()
+    drain = writer.Writer._drain
+
+    def slow(state, path, **options):
+        if "000000000000" not in path.name:
+            assert waiting.wait(20)
+        save(state, path, **options)
+
+    def telling(self):
+        if any(written is not None for written, _ in self._waiting):
+            threading.Timer(0.05, waiting.set).start()
+        drain(self)
+
+    with mock.patch.object(writer, "save_atomically", slow), mock.patch.object(writer.Writer, "_drain", telling):
+        train(BACKBONE, tmp_path / "p", every=1, keep=1)
+    data = (tmp_path / "p" / JOURNAL).read_bytes()
+    waited = canonical.decode(data, Journal, what=JOURNAL, limit=MAX_JOURNAL).waited
+    assert waited is not None
+    assert waited.times >= 1
+    assert float(waited.seconds) > 0
+    assert check(tmp_path / "p", BACKBONE).verdict is Verdict.ACCEPT
