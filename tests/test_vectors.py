@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from pol.auditor import LocalAuditor
+from pol.checkpoint import content_of, read_entries
 from pol.messages import Failed
 from pol.proof.policy import Limits, Policy
 from pol.proof.report import Verdict
+from pol.statetree import state_root
+from pol.store import ProofDirectory
 from pol.verifier import verify
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -64,7 +67,31 @@ OTHERS = sorted(set(OPTIONS) - {"good-toy"})
 
 
 def test_the_good_proofs_are_of_all_kinds():
-    assert set(PROOFS) == set(OPTIONS) == set(EXPECTED) - {"bad"}
+    assert set(PROOFS) == set(OPTIONS) == set(EXPECTED) - {"bad", "packed"}
+
+
+def test_packed_files_have_the_same_roots():
+    store, found = ProofDirectory(VECTORS / "packed"), {}
+    for name in sorted(path.name for path in store.path.iterdir()):
+        slots = read_entries(store, name)
+        found[name] = state_root((slot.entry, content_of(store, name, slot)) for slot in slots).state.digest
+    assert found == EXPECTED["packed"]
+    assert len(found) == 2
+    from pol.replay.state import State  # here, because another test imports this file where there is no torch
+
+    assert State.load(store.path / name).root().state.digest == found[name]
+
+
+def test_another_implementation_unpacks_the_same():
+    code = (
+        "import sys, json, pathlib; sys.modules['torch'] = sys.modules['pol'] = None\n"
+        "import independent\n"
+        "files = sorted(pathlib.Path(sys.argv[1]).iterdir())\n"
+        "print(json.dumps({file.name: independent.state_root(file)['state']['digest'] for file in files}))"
+    )
+    command = [sys.executable, "-B", "-c", code, str(VECTORS / "packed")]
+    done = subprocess.run(command, cwd=VECTORS, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == EXPECTED["packed"]
 
 
 @pytest.mark.parametrize("name", PROOFS)
@@ -176,6 +203,7 @@ def test_vectors_stay_small():
     folders = [folder for folder in VECTORS.iterdir() if folder.name.startswith(("good-", "bad-"))]
     sizes = [path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert 10_000 < sum(sizes) < 200_000
+    assert 1_000 < sum(path.stat().st_size for path in (VECTORS / "packed").iterdir()) < 10_000
 
 
 def test_vectors_are_not_overwritten(tmp_path):

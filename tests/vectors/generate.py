@@ -2,7 +2,8 @@
 
 ``good-toy`` follows from its seed; ``good-declared`` has a declared seed, an order of its own and rule tolerance;
 ``good-given`` starts from weights in ``given.safetensors``, ``good-child`` from those of ``good-toy``; ``good-own``
-keeps its own randomness, over a frozen base; ``good-stream`` has a stream for data.
+keeps its own randomness, over a frozen base; ``good-stream`` has a stream for data. ``packed`` holds two checkpoint
+files with packed content, of which the second one names what the first one holds.
 
 Run ``python tests/vectors/generate.py`` from the repository root. Key, secret, beacon and dates are fixed, so on
 one platform every root and the genesis digest come out the same each time. The files do not: an ECDSA signature is
@@ -15,6 +16,7 @@ missing is made.
 
 import argparse
 import base64
+import functools
 import hashlib
 import json
 import math
@@ -30,18 +32,19 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from pol import canonical, prover, release, seeds, unfinished
-from pol.container import header_length, parse_header
-from pol.digest import blake3_bytes
+from pol.checkpoint import content_of, read_entries
+from pol.container import Location, header_length, parse_header
 from pol.interval import Origin
 from pol.keys import SigningKey
+from pol.layout import Content, write_checkpoint
 from pol.order import epoch_order
 from pol.profile import Profile
 from pol.proof import attestation, genesis
 from pol.proof.challenge import Window, draw
 from pol.proof.log import encode_record, parse_log
 from pol.proof.policy import Challenge
-from pol.statetree import state_root
-from pol.store import checkpoint_path
+from pol.statetree import Entry, state_root
+from pol.store import ProofDirectory, checkpoint_path
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE / "toy.py"
@@ -115,7 +118,7 @@ class Forgery:
         (old,) = struct.unpack_from("<f", data, slot.begin)
         struct.pack_into("<f", data, slot.begin, value(old))
         path.write_bytes(data)
-        root = checkpoint_root(path)
+        root = root_of(path)
         intervals = [
             msgspec.structs.replace(interval, root=root) if interval.stop == step else interval
             for interval in self.log.intervals
@@ -158,12 +161,16 @@ class Forgery:
         (self.folder / "attestation.json").write_bytes(data)
 
 
-def checkpoint_root(path):
+def root_of(path):
     """State root of a checkpoint file."""
-    data = path.read_bytes()
-    size = header_length(data[:8], len(data), path.name)
-    placed = parse_header(data[8 : 8 + size], len(data), path.name)
-    return state_root((slot.entry, blake3_bytes(data[slot.begin : slot.end])) for slot in placed)
+    store = ProofDirectory(path.parent)
+    slots = read_entries(store, path.name)
+    return state_root((slot.entry, content_of(store, path.name, slot)) for slot in slots)
+
+
+def file_roots(folder):
+    """File name to digest of the state root."""
+    return {path.name: root_of(path).state.digest for path in sorted(folder.iterdir())}
 
 
 # -- the forgeries: name -> (step that must catch it, what to do to a copy) ---------------------------------------
@@ -292,6 +299,33 @@ def write_delta(good, bad, folder):
     return removed
 
 
+# -- packed content -------------------------------------------------------------------------------------------------
+
+
+def make_packed(folder):
+    """Two checkpoint files of large tensors: of all element sizes, of more than one block, stored once."""
+    folder.mkdir()
+    few = np.arange(300_000) * 7919 % 61  # values that compress well: a vector is small
+    arrays = {
+        "buffer/m.bits": (few[:70_000] % 2).astype("u1"), "buffer/m.count": few[:9000].astype("<i8"),
+        "buffer/m.small": few[:10].astype("<f4"), "optimizer/o.m.w.exp_avg": (few[:9001] / 61).astype("<f8"),
+        "parameter/m.half": few[:40_000].astype("<f2"), "parameter/m.twin": (few / 64).astype("<f4").reshape(300, 1000),
+        "parameter/m.w": (few / 64).astype("<f4").reshape(300, 1000),
+    }  # fmt: skip
+    dtypes = {"u1": "BOOL", "i8": "I64", "f4": "F32", "f8": "F64", "f2": "F16"}
+    held = {"parameter/m.w": Location(0, "parameter/m.twin")}  # at step 0 in the same file
+    for step in (0, 3):
+        now = {**arrays, "parameter/m.twin": arrays["parameter/m.twin"] + np.float32(step)}
+        contents = []
+        for key, array in now.items():
+            kind, _, name = key.partition("/")
+            entry = Entry(kind=kind, name=name, dtype=dtypes[array.dtype.str[1:]], shape=list(array.shape))
+            contents.append(Content(entry, functools.partial(memoryview, array.tobytes()), held.get(key)))
+        with (folder / f"{step:012d}.safetensors").open("w+b") as file:
+            write_checkpoint(file, contents)
+        held["buffer/m.count"] = Location(0, "buffer/m.count")
+
+
 # -- what another implementation must find ------------------------------------------------------------------------
 
 
@@ -329,9 +363,7 @@ def facts(good):
         "log": msgspec.to_builtins(log.root),
         "origin": msgspec.to_builtins(log.origin.root),
         "final": msgspec.to_builtins(log.intervals[-1].root),
-        "checkpoints": {
-            path.name: checkpoint_root(path).state.digest for path in sorted((good / "checkpoints").iterdir())
-        },
+        "checkpoints": file_roots(good / "checkpoints"),
         "batches": [interval.batches for interval in log.intervals],
         "beacon": BEACON.hex(),
         "secret": SECRET.hex(),
@@ -374,10 +406,12 @@ def main():
     parser.add_argument("--force", action="store_true", help="overwrite vectors that exist")
     arguments = parser.parse_args()
     if arguments.force:
-        for old in [*HERE.glob("good-*"), *HERE.glob("bad-*")]:
+        for old in [*HERE.glob("good-*"), *HERE.glob("bad-*"), HERE / "packed"]:
             shutil.rmtree(old)
     missing = [name for name in OPTIONS if not (HERE / name).exists()]
-    if not missing:
+    if not (HERE / "packed").exists():
+        make_packed(HERE / "packed")
+    elif not missing:
         sys.exit(f"{HERE} holds vectors of format v1 already; those of a released format never change (--force)")
     for name in missing:
         if name == "good-given":
@@ -385,7 +419,7 @@ def main():
         record_good(HERE / name)
     good = HERE / "good-toy"
     bad = make_bad(good) if "good-toy" in missing else json.loads((HERE / "expected.json").read_bytes())["bad"]
-    expected = {**{name: facts(HERE / name) for name in OPTIONS}, "bad": bad}
+    expected = {**{name: facts(HERE / name) for name in OPTIONS}, "packed": file_roots(HERE / "packed"), "bad": bad}
     (HERE / "expected.json").write_text(as_lines(expected) + "\n")
     files = [path for folder in HERE.iterdir() if folder.is_dir() for path in folder.rglob("*") if path.is_file()]
     print(f"made {', '.join(missing)}; {len(bad)} forgeries in all: {sum(path.stat().st_size for path in files)} bytes")

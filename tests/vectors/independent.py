@@ -1,6 +1,6 @@
 """What docs/proof-format.md says, written down a second time, without this package and without torch.
 
-It reads a proof directory with the standard library, blake3 and numpy, and finds everything that
+It reads a proof directory with the standard library, blake3, zstandard and numpy, and finds everything that
 ``expected.json`` lists. It checks no signature and refuses nothing: that is the verifier's work.
 """
 
@@ -8,9 +8,11 @@ import base64
 import hashlib
 import hmac
 import json
+import math
 
 import numpy as np
 import toy_data
+import zstandard
 from blake3 import blake3
 
 
@@ -78,15 +80,48 @@ def permutation(key, size):
     return sorted(range(size), key=lambda i: (int.from_bytes(words[8 * i : 8 * i + 8], "little"), i))
 
 
-def state_root(data):
-    """State root of a safetensors file."""
+def packed(data, count, item):
+    """The ``count`` bytes of packed content: lengths of blocks of 1 MiB, then each as one frame of sorted bytes."""
+    found, size, blocks = b"", 1 << 20, -(-count // (1 << 20))
+    at = 4 * blocks
+    for number, length in enumerate(np.frombuffer(data[:at], dtype="<u4").tolist()):
+        block, at = data[at : at + length], at + length
+        plain = min(size, count - size * number)
+        if length < plain:
+            block = zstandard.ZstdDecompressor().decompress(block)
+            block = np.frombuffer(block, dtype=np.uint8).reshape(item, -1).T.tobytes()
+        found += block
+    return found
+
+
+def entries(folder, step):
+    """Entry key to (dtype, shape, content) of a checkpoint file."""
+    data = (folder / f"{step:012d}.safetensors").read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
-    leaves = []
-    for key, slot in json.loads(data[8:end]).items():
-        kind, _, name = key.partition("/")
+    header = json.loads(data[8:end])
+    notes, found = json.loads(header.pop("__metadata__", {}).get("pol", "{}")), {}
+    for key, slot in header.items():
         begin, stop = slot["data_offsets"]
-        content = blake3(data[end + begin : end + stop]).digest()
-        parts = kind, name, slot["dtype"], u64(*slot["shape"]), content
+        dtype, shape, content = slot["dtype"], slot["shape"], data[end + begin : end + stop]
+        if key in notes:
+            dtype, shape = notes[key]["dtype"], notes[key]["shape"]
+            item = 1 if dtype == "BOOL" else int(dtype.strip("FIUB")) // 8
+            content = packed(content, item * math.prod(shape), item)
+        found[key] = dtype, shape, content
+    for key, note in notes.items():
+        if "held" in note:
+            at, name = note["held"]
+            found[key] = (found if at == step else entries(folder, at))[name]
+            assert found[key][:2] == (note["dtype"], note["shape"])
+    return found
+
+
+def state_root(path):
+    """State root of a checkpoint file."""
+    leaves = []
+    for key, (dtype, shape, content) in entries(path.parent, int(path.stem)).items():
+        kind, _, name = key.partition("/")
+        parts = kind, name, dtype, u64(*shape), blake3(content).digest()
         leaves.append((kind.encode(), name.encode(), leaf(frame("pol/v1/state-entry", *parts))))
     leaves.sort()
     return {
@@ -237,7 +272,7 @@ def facts(proof, nonce, windows, resumed, policy):
         count, orders, read = 0, [[], []], [list(range(30))] * 2
     leaves = [sample_leaf(item, index, expand(r, b"salt")) for index, item in enumerate(samples[:count])]
     assert b"".join(leaves) == (proof / "dataset.bin").read_bytes()
-    states = {path.name: state_root(path.read_bytes()) for path in sorted((proof / "checkpoints").iterdir())}
+    states = {path.name: state_root(path) for path in sorted((proof / "checkpoints").iterdir())}
     batches = [
         batch_digest(
             samples, read, streams, expand(r, b"batch"), range(record["start"], record["stop"]), size, own == "Toy"
