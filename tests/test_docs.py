@@ -21,9 +21,9 @@ import pytest
 import test_forgeries
 import test_forgeries_tolerance
 import test_layers
-from pol import policies, store
+from pol import container, policies, store
 from pol.attacks.registry import REGISTRY
-from pol.proof import attestation, container, genesis, log
+from pol.proof import attestation, genesis, log
 from pol.proof.policy import Policy
 from pol.verifier import authenticate, shape
 

@@ -4,10 +4,11 @@ import shutil
 import threading
 from unittest import mock
 
+import msgspec
 import pytest
 import torch
 
-from pol import canonical
+from pol import canonical, policies
 from pol.checkpoint import checkpoint_root, read_entries, read_header
 from pol.errors import ReplayError, StoreError
 from pol.proof.attestation import MAX_JOURNAL, Journal
@@ -88,6 +89,22 @@ def test_without_the_file_that_holds_it_nothing_is_accepted(backbone, tmp_path, 
     shutil.copytree(backbone, tmp_path / "p")
     files(tmp_path / "p")[step].unlink()
     assert check(tmp_path / "p", BACKBONE).verdict is Verdict.REJECT
+
+
+@pytest.mark.parametrize("policy", ["exact", "paper-2021"])
+def test_what_unfolds_to_more_than_a_verifier_reads_is_not_unfolded(backbone, policy):
+    proof = ProofDirectory(backbone)
+    stored = sum(proof.files().values())
+    content = sum(
+        slot.entry.num_bytes for step in files(backbone) for slot in read_entries(proof, checkpoint_path(step))
+    )
+    assert stored < content - 100_000
+    asked = policies.load(policy)
+    found = {most: check(backbone, BACKBONE, policy=msgspec.structs.replace(asked, max_bytes=most))
+             for most in (content, content - 1)}  # fmt: skip
+    assert found[content].verdict is Verdict.ACCEPT
+    assert found[content - 1].verdict is Verdict.REJECT
+    assert "more than the policy reads" in found[content - 1].reason()
 
 
 def counted(recipe, out, **options):

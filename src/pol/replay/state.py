@@ -68,9 +68,7 @@ class State:
     def save(self, path: Path, held: Mapping[str, Location] | None = None) -> None:
         """Write a checkpoint file; entries that are ``held`` in another one are only named."""
         held = held or {}
-        contents = [
-            Content(entry, partial(content, tensor), held.get(entry.key)) for entry, tensor in self.entries()
-        ]
+        contents = [Content(entry, partial(content, tensor), held.get(entry.key)) for entry, tensor in self.entries()]
         with path.open("w+b") as file:
             write_checkpoint(file, contents)
 

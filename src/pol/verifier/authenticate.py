@@ -10,6 +10,7 @@ from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL, Journal, Stateme
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret
 from pol.proof.log import parse_log
+from pol.proof.report import Check
 from pol.store import (
     ATTESTATION,
     DATASET,
@@ -69,7 +70,17 @@ def contents(case: Case) -> Checks:
             if name != checkpoint_path(step) or step in case.checkpoints:  # read under the one name of its step
                 raise FormatError(f"{name!r}: not the name of the state after {step} steps")
             case.checkpoints[step] = read_entries(case.store, name)
+    yield unpacked(case)
     yield passed("files", f"{len(case.checkpoints)} checkpoints, {len(case.leaves) // 32} sample leaves")
+
+
+def unpacked(case: Case) -> Check:
+    """What is packed, or stored once, counts as what it unfolds to: that is what is read again and again."""
+    total = sum(slot.entry.num_bytes for placed in case.checkpoints.values() for slot in placed)
+    return require(
+        total <= case.policy.max_bytes, "contents", f"states of {total} bytes in all",
+        f"states of {total} bytes in all, more than the policy reads ({case.policy.max_bytes})",
+    )  # fmt: skip
 
 
 def _order(case: Case) -> None:

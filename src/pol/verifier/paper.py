@@ -33,7 +33,7 @@ from pol.proof.policy import Policy, Struct
 from pol.proof.report import NOT_SHOWN, Assurance, Check, Step
 from pol.store import ATTESTATION, GENESIS, LOG, MAX_LOG_FILE, SECRET, checkpoint_path
 from pol.verifier import paper_audit, paper_origin
-from pol.verifier.authenticate import MAX_SECRET
+from pol.verifier.authenticate import MAX_SECRET, unpacked
 from pol.verifier.case import Case, Checks, passed, require
 from pol.verifier.paper_audit import Run, limits
 from pol.verifier.procedure import Procedure, not_run, run_step
@@ -119,6 +119,7 @@ def _parse(case: Case, runs: list[Run]) -> Checks:
     if missing is not None:  # so there are no more boundaries than files
         raise FormatError(f"{checkpoint_path(missing)}: missing")
     case.checkpoints = {step: paper_audit.entries(case, step) for step in run.boundaries()}
+    yield unpacked(case)
     runs.append(run)
     yield passed("files", f"{count} steps in {run.intervals} intervals of {run.every}, with every state between them")
 
