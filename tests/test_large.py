@@ -11,12 +11,16 @@ import torch
 from pol import canonical, policies
 from pol.checkpoint import checkpoint_root, read_entries, read_header
 from pol.errors import ReplayError, StoreError
+from pol.messages import Recorded, Train
 from pol.proof.attestation import MAX_JOURNAL, Journal
 from pol.proof.genesis import read_genesis
 from pol.proof.log import parse_log, root_after
 from pol.proof.report import Verdict
 from pol.release import write_model
 from pol.replay import digests, writer
+from pol.replay.engine import Frame, Position, advance
+from pol.replay.entry import Entry
+from pol.replay.inprocess import InProcess
 from pol.replay.state import State
 from pol.replay.tensors import content_digest
 from pol.responder import regenerate
@@ -190,3 +194,34 @@ def test_waiting_for_the_disk_is_in_the_journal(tmp_path):
     assert waited.times >= 1
     assert float(waited.seconds) > 0
     assert check(tmp_path / "p", BACKBONE).verdict is Verdict.ACCEPT
+
+
+class Keeps(InProcess):
+    """Keeps the job of a training."""
+
+    def run(self, job):
+        if isinstance(job, Train):
+            self.job = job
+        yield from super().run(job)
+
+
+def trained(job, folder, **changes):
+    """Root of the last state, and learned weights, of the same training recorded in another way."""
+    folder.mkdir()
+    registered = msgspec.structs.replace(job.registered, every=changes.pop("every"))
+    events = InProcess().run(msgspec.structs.replace(job, registered=registered, directory=str(folder), **changes))
+    return [event for event in events if isinstance(event, Recorded)][-1].interval.root
+
+
+@pytest.mark.parametrize("recipe", [BACKBONE, AVERAGED, f"{ZOO / 'zoo_states.py'}:Momentum"])
+def test_whatever_is_recorded_the_weights_are_the_same_bits(tmp_path, recipe):
+    """Digests at each step or never, states packed and kept or not, contents trusted or not; and nothing recorded."""
+    executor = Keeps()
+    train(recipe, tmp_path / "p", executor=executor)
+    entry = Entry(executor.job.program)
+    last = executor.job.start.stop
+    roots = {advance(entry.make, Frame(entry.streams), Position(), None, None).root_now()} | {
+        trained(executor.job, tmp_path / f"{every}-{keep}-{trust}", every=every, keep=keep, trust=trust)
+        for every, keep, trust in [(1, 1, True), (1, 1, False), (1, last, True), (last, 1, True), (5, 2, True)]
+    }
+    assert len(roots) == 1
