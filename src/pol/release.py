@@ -11,7 +11,8 @@ from pol.errors import UsageError
 from pol.proof.container import Placed, header_length, parse_header
 from pol.proof.genesis import MAX_GENESIS, read_genesis
 from pol.proof.released import released
-from pol.store import ATTESTATION, GENESIS, ProofDirectory, checkpoint_path
+from pol.remote.fetched import opened
+from pol.store import ATTESTATION, GENESIS, checkpoint_path
 
 _CHUNK = 1 << 24
 """Bytes that are copied at a time: 16 MiB keeps memory far below the size of a model."""
@@ -26,24 +27,24 @@ def write_model(proof: Path | str, out: Path | str) -> int:
     Raises:
         UsageError: the proof is unfinished, or has no model part to release.
     """
-    store = ProofDirectory(Path(proof))
-    if not (store.path / ATTESTATION).exists():
-        raise UsageError(f"{proof}: the training is not finished, so there is no model to release")
-    spec = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS)).spec
-    if spec.release is None:
-        raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
-    name = checkpoint_path(spec.steps)
-    size = (store.path / name).stat().st_size
-    header = store.read_range(name, 8, 8 + header_length(store.read_range(name, 0, 8), size, name))
-    slots, _ = released(spec.declaration, spec.release.part, parse_header(header, size, name))
-    temporary = Path(f"{out}.tmp")
-    with temporary.open("wb") as file:
-        file.write(_header(slots))
-        for _, slot in sorted(slots.items()):
-            for begin in range(slot.begin, slot.end, _CHUNK):
-                file.write(store.read_range(name, begin, min(begin + _CHUNK, slot.end)))
-    temporary.replace(out)
-    return len(slots)
+    with opened(proof) as store:
+        if not store.has(ATTESTATION):
+            raise UsageError(f"{proof}: the training is not finished, so there is no model to release")
+        spec = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS)).spec
+        if spec.release is None:
+            raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
+        name = checkpoint_path(spec.steps)
+        size = store.size(name)
+        header = store.read_range(name, 8, 8 + header_length(store.read_range(name, 0, 8), size, name))
+        slots, _ = released(spec.declaration, spec.release.part, parse_header(header, size, name))
+        temporary = Path(f"{out}.tmp")
+        with temporary.open("wb") as file:
+            file.write(_header(slots))
+            for _, slot in sorted(slots.items()):
+                for begin in range(slot.begin, slot.end, _CHUNK):
+                    file.write(store.read_range(name, begin, min(begin + _CHUNK, slot.end)))
+        temporary.replace(out)
+        return len(slots)
 
 
 def _header(slots: dict[str, Placed]) -> bytes:

@@ -34,6 +34,7 @@ from pol.proof.genesis import (
 )  # fmt: skip
 from pol.proof.log import Log, counts_after, parse_log, root_after
 from pol.proof.request import MAX_REQUEST, read_request
+from pol.remote.fetched import opened
 from pol.replay.recipe import Recipe
 from pol.store import (
     ATTESTATION,
@@ -75,7 +76,20 @@ def regenerate(
         IntegrityError: they lead elsewhere than recorded: this is not the run's own platform, recipe or data.
         StoreError: the disk refused.
     """
-    store, target, tell = ProofDirectory(Path(proof)), SharedFolder(Path(out)), progress or (lambda *_: None)
+    tell = progress or (lambda *_: None)
+    with opened(proof, progress=tell) as store:
+        return _regenerate(store, SharedFolder(Path(out)), recipe, steps, wait, auditor, tell)
+
+
+def _regenerate(
+    store: ProofDirectory,
+    target: SharedFolder,
+    recipe: Recipe | str,
+    steps: Sequence[int] | None,
+    wait: float | Patience,
+    auditor: Auditor | None,
+    tell: Progress,
+) -> list[Path]:
     genesis = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS))
     run = _Run(store, genesis, parse_log(store.read(LOG, MAX_LOG_FILE)))
     target.make(CHECKPOINTS)
@@ -95,6 +109,7 @@ def regenerate(
             if step in in_proof:
                 run.copy(step, folder, target)
         if left := [step for step in missing if step not in in_proof]:
+            store.bring()
             run.take_again(left, auditor, folder, target, tell)
     return [target.path / checkpoint_path(step) for step in wanted]
 

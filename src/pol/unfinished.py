@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pol import canonical
+from pol.committed import Start, check_states, committed, leftovers
 from pol.digest import Digest
-from pol.errors import IntegrityError, StoreError, UsageError
+from pol.errors import FormatError, StoreError, UsageError
 from pol.interval import Interval, Origin
 from pol.keys import SigningKey, verify_envelope
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import (
+    MAX_ATTESTATION,
     MAX_JOURNAL,
     MAX_NOTICE,
     MAX_NOTICES,
@@ -26,11 +26,13 @@ from pol.proof.attestation import (
     Statement,
     Subject,
     attestation_digest,
+    read_attestation,
 )  # fmt: skip
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
-from pol.proof.log import MAX_LINE, Log, decode_record, encode_record, parse_log
-from pol.statetree import StateRoot
+from pol.proof.log import MAX_LINE, Log, encode_record, parse_log
+from pol.remote.fetched import Progress
+from pol.remote.mirror import Mirror
 from pol.store import (
     ATTESTATION,
     CHECKPOINTS,
@@ -38,15 +40,13 @@ from pol.store import (
     FILES,
     GENESIS,
     JOURNAL,
-    LOCK,
     LOG,
     MAX_LOG_FILE,
     ORDER,
     SECRET,
-    Lock,
     ProofDirectory,
     checkpoint_path,
-    checkpoint_step,
+    sync_folder,
     write_atomically,
 )  # fmt: skip
 from pol.version import __version__
@@ -54,56 +54,12 @@ from pol.version import __version__
 NO_BEACON = Beacon(kind="none", value="00" * 32)
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a recording goes on."""
-
-    step: int
-    checkpoint: Path | None
-    counts: dict[str, int]
-    root: StateRoot | None
-    """What the log records there; None at the beginning."""
-
-
-@contextlib.contextmanager
-def open_unfinished(path: Path, key: SigningKey, *, resume: bool) -> Iterator[Unfinished]:
-    """Open a new or, with ``resume``, an unfinished recording for this process alone.
-
-    Raises:
-        UsageError: the directory is not what ``resume`` says, or another process writes it.
-    """
-    if resume and not path.is_dir():
-        raise UsageError(f"{path}: there is no recording to resume")
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file: give a directory")
-    if not resume and path.exists() and not _never_begun(path):
-        raise UsageError(
-            f"{path} is not empty: give a new directory, or --resume to go on with an unfinished recording"
-        )
-    try:
-        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot make the proof directory: {error.strerror}") from None
-    lock = Lock(path)
-    files = Unfinished(path, key)
-    try:
-        yield files
-    finally:
-        lock.release(remove=files.complete)
-
-
-def _never_begun(path: Path) -> bool:
-    """Whether nothing is in a directory but what an attempt leaves that failed before its genesis was signed."""
-    leftovers = {LOCK, JOURNAL, SECRET, DATASET, ORDER, CHECKPOINTS}
-    folder = path / CHECKPOINTS
-    return {file.name for file in path.iterdir()} <= leftovers and not (folder.is_dir() and any(folder.iterdir()))
-
-
 class Unfinished:
     """The files of a recording in progress."""
 
-    def __init__(self, path: Path, key: SigningKey) -> None:
+    def __init__(self, path: Path, key: SigningKey, mirror: Mirror | None = None) -> None:
         self.path = path.absolute()
+        self._mirror = mirror
         self.checkpoints = self.path / CHECKPOINTS
         self.leaves_path = self.path / DATASET
         self.order_path = self.path / ORDER
@@ -125,6 +81,13 @@ class Unfinished:
         verify_envelope(envelope, key.public_pem, GENESIS)
         return genesis
 
+    def _committed(self, *names: str, new: bool = True) -> None:
+        """These files are written, to stay."""
+        if self._mirror is not None:
+            for name in names:
+                if (self.path / name).exists():
+                    self._mirror.committed(name, new=new)
+
     # -- begin --------------------------------------------------------------------------------------------------
 
     def begin(self, secret: Secret) -> None:
@@ -138,6 +101,7 @@ class Unfinished:
         """Write the signed genesis: from now on nothing about the run can change."""
         write_atomically(self.path / GENESIS, envelope)
         self.genesis = genesis
+        self._committed(DATASET, ORDER, SECRET, GENESIS)
 
     def write_order(self, order: bytes | None) -> None:
         """Write the claimant's own order, or remove what an earlier attempt left."""
@@ -181,36 +145,26 @@ class Unfinished:
 
     # -- the log ------------------------------------------------------------------------------------------------
 
-    def rewind(self, genesis: Genesis) -> Start:
-        """Cut the log back to the last kept checkpoint that is on disk, and remove what lies after it."""
-        for leftover in (*self.checkpoints.glob("*.tmp"), *self.path.glob("*.tmp")):
-            leftover.unlink()
-        lines, kept_steps = self._whole_lines(), self.kept_steps(genesis)
-        start, keep_lines = Start(0, None, {}, None), 0
-        for number, line in enumerate(lines[1:], start=2):
-            record = decode_record(line, Interval, number)
-            path = self.path / checkpoint_path(record.stop)
-            if record.stop in kept_steps and path.exists():
-                start, keep_lines = Start(record.stop, path, record.schedules, record.root), number
-        if lines:
-            if lines[0] + b"\n" != encode_record(
-                Origin(genesis_digest(genesis), decode_record(lines[0], Origin, 1).root)
-            ):
-                raise IntegrityError(f"{self.path / LOG}: belongs to another genesis; start anew in another directory")
-            journal = self._journal()
-            self._write_journal(_with(journal, resumes=[*journal.resumes, start.step]))
-        write_atomically(self.path / LOG, b"".join(line + b"\n" for line in lines[:keep_lines]))
-        for file in self.checkpoints.iterdir():
-            step = checkpoint_step(f"{CHECKPOINTS}/{file.name}")
-            if step is not None and (step > start.step or not keep_lines):
-                file.unlink()
-        return start
+    def rewind(self, genesis: Genesis, progress: Progress) -> Start:
+        """Cut the log back to what is committed, and remove what lies after it.
 
-    def _whole_lines(self) -> list[bytes]:
-        path = self.path / LOG
-        if not path.exists():
-            return []
-        return path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is half a line
+        Raises:
+            StoreError: a state that is committed is damaged.
+        """
+        for leftover in leftovers(self.path):
+            leftover.unlink()
+        found = committed(self.path, genesis)
+        self._digests = check_states(
+            self.path, found.states, lambda done, total: progress("checking what is there", done, total)
+        )
+        if found.begun:
+            journal = self._journal()
+            self._write_journal(_with(journal, resumes=[*journal.resumes, found.start.step]))
+        write_atomically(self.path / LOG, b"".join(line + b"\n" for line in found.lines))
+        for file in found.beyond:
+            file.unlink()
+        self._committed(*self._names(), new=False)
+        return found.start
 
     def append(self, record: Origin | Interval, *, kept: bool) -> None:
         """Add a record to the log; hash the checkpoint while its pages are warm.
@@ -225,13 +179,21 @@ class Unfinished:
                 "are too many; record with a smaller --every"
             )
         try:
+            if kept:  # a crash of the machine never leaves a line without the checkpoint that it names
+                sync_folder(self.checkpoints)
             with (self.path / LOG).open("ab") as file:
                 file.write(line)
+                if kept:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
-            raise StoreError(f"{self.path / LOG}: cannot write: {error.strerror}") from None
+            raise StoreError(
+                f"{self.path / LOG}: cannot write: {error.strerror}. What is written can be resumed"
+            ) from None
         if kept:
             name = checkpoint_path(record.stop if isinstance(record, Interval) else 0)
             self._digests[name] = ProofDirectory(self.path).sha256(name)
+            self._committed(name, LOG)
 
     # -- finish -------------------------------------------------------------------------------------------------
 
@@ -268,6 +230,20 @@ class Unfinished:
         write_atomically(self.path / ATTESTATION, key.sign(canonical.encode(statement), PAYLOAD_TYPE))
         return attestation_digest(statement)
 
+    def attested(self) -> Digest:
+        """Digest of the attestation that is there.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        try:
+            data = ProofDirectory(self.path).read(ATTESTATION, 2 * MAX_ATTESTATION)
+            return attestation_digest(read_attestation(data))
+        except FormatError as error:
+            raise StoreError(
+                f"{self.path / ATTESTATION} is damaged: {error}. Remove it, and resume: it is written and signed again"
+            ) from None
+
     def _names(self) -> list[str]:
         """Every file of the proof but the attestation."""
         files = [name for name in FILES if name != ATTESTATION and (self.path / name).exists()]
@@ -280,6 +256,7 @@ class Unfinished:
 
     def _write_journal(self, journal: Journal) -> None:
         write_atomically(self.path / JOURNAL, canonical.encode(journal))
+        self._committed(JOURNAL)
 
 
 def _with(journal: Journal, **changes: object) -> Journal:
