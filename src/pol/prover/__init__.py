@@ -38,7 +38,7 @@ from pol.remote.taking import working_folder
 from pol.replay.recipe import Recipe, reference_of, split_reference
 from pol.store import ATTESTATION
 
-__all__ = ["Progress", "Proof", "available_cores", "record"]
+__all__ = ["Progress", "Proof", "available_cores", "folder_of", "record"]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def record(
         ReplayError: the program failed, diverged, cannot be entered again, or its recording does not replay.
         StoreError: the disk refused, or the URL cannot be reached; what is written can be resumed.
     """
-    folder = _folder(out, work)
+    folder = folder_of(out, work)
     if any(number is not None and number < 1 for number in (every, keep)):
         raise UsageError(f"every={every} and keep={keep} must be at least 1")
     if beacon is not None and len(beacon) != 32:
@@ -165,8 +165,12 @@ def record(
     return Proof(files.path, genesis_digest(genesis), digest, checked, str(out) if mirror else None)
 
 
-def _folder(out: Path | str, work: Path | str | None) -> Path:
-    """Where to write: the proof directory, or the folder to work in for a URL."""
+def folder_of(out: Path | str, work: Path | str | None) -> Path:
+    """Where to write: the proof directory, or the folder to work in for a URL.
+
+    Raises:
+        UsageError: a folder to work in for what is no URL.
+    """
     if is_url(out):
         return Path(work) if work is not None else working_folder(str(out))
     if work is not None:

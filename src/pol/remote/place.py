@@ -18,8 +18,9 @@ from pol.store import CHECKPOINTS
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://.+")
 _COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/[^/].*")
 
-WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds between tries: a rate limit or a lost connection passes within a quarter of a minute, or is reported."""
+WAITS = (1.0, 4.0)
+"""Seconds between tries. Implementations try again by themselves (s3fs five times, for 8 s at a closed port); this is
+for what they do not, such as a lost connection in the middle of an answer."""
 
 CHUNK = 1 << 24
 """Bytes that are asked for at a time: 16 MiB is long for a connection to begin, and short to ask for again."""
@@ -151,7 +152,7 @@ class Place:
         try:
             self._try(f"cannot write {name}", written)
         except FileNotFoundError as error:  # of a bucket
-            raise StoreError(f"{self.url}: cannot write {name}: there is no {error}") from None
+            raise StoreError(f"{self.url}: cannot write {name}: {error}") from None
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there.
