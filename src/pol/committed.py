@@ -39,6 +39,8 @@ class Committed:
     """By step, the recorded roots of the kept states."""
     beyond: list[Path]
     """Checkpoint files after the start: what a crash left, or what comes after a gap."""
+    unnamed: list[Path]
+    """Of these, the ones that no line of the log names."""
 
 
 def committed(path: Path, genesis: Genesis) -> Committed:
@@ -49,15 +51,17 @@ def committed(path: Path, genesis: Genesis) -> Committed:
         IntegrityError: the log is of another recording.
     """
     lines, in_proof = _whole_lines(path), set(kept(genesis.spec))
-    start, count, states = Start(0, None, {}, None), 0, dict[int, StateRoot]()
+    start, count, states, named = Start(0, None, {}, None), 0, dict[int, StateRoot](), set[int]()
     if lines:
         origin = decode_record(lines[0], Origin, 1)
         if lines[0] + b"\n" != encode_record(Origin(genesis_digest(genesis), origin.root)):
             raise IntegrityError(f"{path / LOG}: belongs to another genesis; start anew in another directory")
         whole = (path / checkpoint_path(0)).exists()
         found = {0: origin.root} if whole else {}
+        named.add(0)
         for number, line in enumerate(lines[1:], start=2):
             record = decode_record(line, Interval, number)
+            named.add(record.stop)
             if record.stop not in in_proof:
                 continue
             checkpoint = path / checkpoint_path(record.stop)
@@ -66,9 +70,12 @@ def committed(path: Path, genesis: Genesis) -> Committed:
                 start, count = Start(record.stop, checkpoint, record.schedules, record.root), number
                 found[record.stop] = record.root
         states = found if count else {}
-    steps = {file: checkpoint_step(f"{CHECKPOINTS}/{file.name}") for file in (path / CHECKPOINTS).iterdir()}
+    files = (path / CHECKPOINTS).glob("*")
+    steps = {file: checkpoint_step(f"{CHECKPOINTS}/{file.name}") for file in files}
     beyond = sorted(file for file, step in steps.items() if step is not None and (step > start.step or not count))
-    return Committed(bool(lines), lines[:count], start, states, beyond)
+    return Committed(
+        bool(lines), lines[:count], start, states, beyond, [file for file in beyond if steps[file] not in named]
+    )
 
 
 def _whole_lines(path: Path) -> list[bytes]:

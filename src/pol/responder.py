@@ -47,9 +47,13 @@ from pol.store import (
     SECRET,
     ProofDirectory,
     checkpoint_path,
+    held,
 )  # fmt: skip
 
 Progress = Callable[[str, int, int | None], None]
+
+UNDER_WAY = ".regenerate-"
+"""How folders begin in which states are taken again: one of each process."""
 
 
 def regenerate(
@@ -104,7 +108,8 @@ def _regenerate(
     with contextlib.ExitStack() as stack:
         if auditor is None:
             auditor = stack.enter_context(LocalAuditor(recipe))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".regenerate-", dir=target.path)))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=UNDER_WAY, dir=target.path)))
+        stack.enter_context(held(folder))
         for step in missing:
             if step in in_proof:
                 run.copy(step, folder, target)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pol import canonical
+from pol import canonical, seeds
 from pol.committed import Start, check_states, committed, leftovers
 from pol.digest import Digest
 from pol.errors import FormatError, StoreError, UsageError
 from pol.interval import Interval, Origin
 from pol.keys import SigningKey, verify_envelope
+from pol.merkle import tree
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import (
     MAX_ATTESTATION,
@@ -31,7 +34,6 @@ from pol.proof.attestation import (
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
 from pol.proof.log import MAX_LINE, Log, encode_record, parse_log
-from pol.remote.fetched import Progress
 from pol.remote.mirror import Mirror
 from pol.store import (
     ATTESTATION,
@@ -50,6 +52,8 @@ from pol.store import (
     write_atomically,
 )  # fmt: skip
 from pol.version import __version__
+
+Progress = Callable[[str, int, int | None], None]
 
 NO_BEACON = Beacon(kind="none", value="00" * 32)
 
@@ -74,12 +78,30 @@ class Unfinished:
 
     def _read_genesis(self, key: SigningKey) -> Genesis | None:
         if not (self.path / GENESIS).exists():
+            if (self.path / LOG).exists():
+                raise StoreError(f"{self.path / GENESIS} is not there, but a log is: restore it from a copy")
             return None
-        data = ProofDirectory(self.path).read(GENESIS, 2 * MAX_GENESIS)
-        envelope = parse_envelope(data, what=GENESIS, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS)
-        genesis = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS)
+        with self._whole(GENESIS):
+            data = ProofDirectory(self.path).read(GENESIS, 2 * MAX_GENESIS)
+            envelope = parse_envelope(data, what=GENESIS, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS)
+            genesis = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS)
         verify_envelope(envelope, key.public_pem, GENESIS)
         return genesis
+
+    @contextlib.contextmanager
+    def _whole(self, name: str) -> Iterator[None]:
+        """Says what to do where a file that nobody can make again turns out to be damaged.
+
+        Raises:
+            StoreError: it is.
+        """
+        try:
+            yield
+        except FormatError as error:
+            raise StoreError(
+                f"{self.path / name} is damaged: {error}. Restore it from a copy; without it nobody can go on with "
+                "this recording: record anew in another directory"
+            ) from None
 
     def _committed(self, *names: str, new: bool = True) -> None:
         """These files are written, to stay."""
@@ -121,8 +143,12 @@ class Unfinished:
 
     def secret(self) -> bytes:
         """The secret r."""
-        data = ProofDirectory(self.path).read(SECRET, 1024)
-        return bytes.fromhex(canonical.decode(data, Secret, what=SECRET, limit=1024).r)
+        with self._whole(SECRET):
+            data = ProofDirectory(self.path).read(SECRET, 1024)
+            r = bytes.fromhex(canonical.decode(data, Secret, what=SECRET, limit=1024).r)
+            if self.genesis is not None and seeds.commit(r) != self.genesis.secret:
+                raise FormatError(f"not the secret that {GENESIS} commits to")
+        return r
 
     def settle_beacon(self, given: bytes | None) -> Beacon:
         """The beacon of this run: the first one that training began with stays.
@@ -154,6 +180,10 @@ class Unfinished:
         for leftover in leftovers(self.path):
             leftover.unlink()
         found = committed(self.path, genesis)
+        if found.begun:
+            with self._whole(DATASET):
+                if tree(self.leaves()) != genesis.dataset.root:
+                    raise FormatError(f"not the leaves whose root {GENESIS} names")
         self._digests = check_states(
             self.path, found.states, lambda done, total: progress("checking what is there", done, total)
         )
@@ -250,9 +280,9 @@ class Unfinished:
         return sorted([*files, *(f"{CHECKPOINTS}/{file.name}" for file in self.checkpoints.iterdir())])
 
     def _journal(self) -> Journal:
-        return canonical.decode(
-            ProofDirectory(self.path).read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL
-        )
+        with self._whole(JOURNAL):
+            data = ProofDirectory(self.path).read(JOURNAL, MAX_JOURNAL)
+            return canonical.decode(data, Journal, what=JOURNAL, limit=MAX_JOURNAL)
 
     def _write_journal(self, journal: Journal) -> None:
         write_atomically(self.path / JOURNAL, canonical.encode(journal))

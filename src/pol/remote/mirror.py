@@ -30,22 +30,19 @@ MAX_TOKEN = 64
 class Mirror:
     """Copies one recording to a place. A context manager: at its end no file is under way any more."""
 
-    def __init__(
-        self, url: str, folder: Path, *, warn: Callable[[str], None] = lambda _: None, pause: float = PAUSE
-    ) -> None:
+    def __init__(self, url: str, folder: Path, *, warn: Callable[[str], None] = lambda _: None) -> None:
         """Mirror ``folder`` to ``url``.
 
         Args:
             url: Where to; nothing is written there yet.
             folder: The working folder.
             warn: Told, from the background, what the claimant should know.
-            pause: Seconds of the longest wait for a place that cannot be reached.
 
         Raises:
             UsageError: nothing that is installed knows such URLs.
         """
         self.place, self.folder = Place(url, sleep=self._nap), folder
-        self._warn, self._pause = warn, pause
+        self._warn = warn
         self._token = secrets.token_hex(MAX_TOKEN // 2).encode()
         self._there: dict[str, int] = {}
         self._due: deque[tuple[str, int]] = deque()  # names alone: the bytes are in the working folder
@@ -175,11 +172,11 @@ class Mirror:
     def _pause_work(self) -> None:
         with self._change:
             self._busy = False
-            self._change.wait_for(lambda: self._stopped or self._ending, self._pause)
+            self._change.wait_for(lambda: self._stopped or self._ending, PAUSE)
 
     def _nap(self, seconds: float) -> None:
         with self._change:
-            self._change.wait_for(lambda: self._stopped, min(seconds, self._pause))
+            self._change.wait_for(lambda: self._stopped, seconds)
 
     def _fail(self, error: StoreError | UsageError) -> None:
         with self._change:
