@@ -193,7 +193,9 @@ class Unfinished:
         write_atomically(self.path / LOG, b"".join(line + b"\n" for line in found.lines))
         for file in found.beyond:
             file.unlink()
-        self._committed(*self._names(), new=False)
+        self._committed(DATASET, ORDER, SECRET, GENESIS, *map(checkpoint_path, found.states), new=False)
+        if found.lines:
+            self._committed(LOG)
         return found.start
 
     def append(self, record: Origin | Interval, *, kept: bool) -> None:

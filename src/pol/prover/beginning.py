@@ -42,6 +42,11 @@ def open_unfinished(
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file: give a directory")
     if not resume and path.exists() and not _never_begun(path):
+        if mirror is not None:
+            raise UsageError(
+                f"{path} is not empty: it holds a recording to {mirror.place.url}. Go on with it by --resume, or name "
+                "another folder with --work"
+            )
         raise UsageError(
             f"{path} is not empty: give a new directory, or --resume to go on with an unfinished recording"
         )

@@ -49,6 +49,7 @@ class Mirror:
         self._unlogged = 0
         self._change = threading.Condition()
         self._ending = self._stopped = self._busy = False
+        self._reached = True
         self._failure: StoreError | UsageError | None = None
         self._thread = threading.Thread(target=self._copy, name="mirror", daemon=True)
 
@@ -88,6 +89,7 @@ class Mirror:
                 raise self._failure
             if new or name in (LOG, JOURNAL) or self._there.get(name) != size:
                 self._due.append((name, size))
+                self._there[name] = size
                 self._change.notify_all()
 
     def flush(self, progress: Progress) -> None:
@@ -104,7 +106,6 @@ class Mirror:
             while (self._due or self._busy) and self._failure is None:
                 progress(f"copying to {self.place.url}", total - len(self._due) - self._busy, total)
                 self._change.wait(0.5)
-            self._ending = False
             if self._failure is not None:
                 raise self._failure
 
@@ -116,43 +117,59 @@ class Mirror:
             UsageError: another process has taken it over.
         """
         self.flush(progress)
-        found = self.place.sizes()
-        self._still_ours()
-        names = [*(name for name in FILES if (self.folder / name).exists()), *_checkpoints(self.folder)]
-        for name in names:
-            if name != ATTESTATION and found.get(name) != (self.folder / name).stat().st_size:
-                self._put(name, (self.folder / name).stat().st_size)
-        for name in found:
-            if name not in names and name != LOCK:
-                raise StoreError(f"{self.place.url}: {name} is there and belongs to no proof: remove it, and --resume")
+        names = [name for name in FILES if (self.folder / name).exists() and name != ATTESTATION]
+        sizes = {name: (self.folder / name).stat().st_size for name in [*names, *_checkpoints(self.folder)]}
+        for name in self._differing(sizes):
+            self._put(name, sizes[name])
+        if differing := self._differing(sizes):
+            raise StoreError(
+                f"{self.place.url}: {differing[0]} is not there as it was copied: --resume copies it again"
+            )
         self._put(ATTESTATION, (self.folder / ATTESTATION).stat().st_size)
         self.place.remove(LOCK)
+
+    def _differing(self, sizes: dict[str, int]) -> list[str]:
+        """Files that are not at the place with the sizes that they should have.
+
+        Raises:
+            StoreError: something else is there.
+        """
+        found = self.place.sizes()
+        if strange := sorted(found.keys() - sizes.keys() - {LOCK, ATTESTATION}):
+            raise StoreError(
+                f"{self.place.url}: {strange[0]} is there and belongs to no proof: remove it, and --resume"
+            )
+        return [name for name, size in sizes.items() if found.get(name) != size]
 
     # -- in the background ----------------------------------------------------------------------------------------
 
     def _copy(self) -> None:
-        """Copy what is due until stopped; a place that cannot be reached is tried again and again."""
-        reached = True
-        while (item := self._next()) is not None:
-            try:
-                self._put(*item)
-            except UsageError as error:  # taken over
+        """Copy what is due until stopped."""
+        try:
+            while (item := self._next()) is not None:
+                self._copy_one(*item)
+        except UsageError as error:  # taken over
+            self._fail(error)
+        except Exception as error:  # or a flush would wait for ever
+            self._fail(StoreError(f"{self.place.url}: copying has stopped: {error}"))
+
+    def _copy_one(self, name: str, size: int) -> None:
+        """Copy one file; a place that cannot be reached is tried again later."""
+        try:
+            self._put(name, size)
+        except StoreError as error:
+            if self._ending:
                 self._fail(error)
-                return
-            except (StoreError, OSError) as error:
-                failure = error if isinstance(error, StoreError) else StoreError(f"{self.folder / item[0]}: {error}")
-                if self._ending:
-                    self._fail(failure)
-                    continue
-                if reached:
-                    self._warn(f"{failure}. The training goes on in {self.folder}, and what is missing is copied later")
-                reached = False
-                self._pause_work()
             else:
-                if not reached:
-                    self._warn(f"{self.place.url} can be reached again")
-                reached = True
-                self._done()
+                if self._reached:
+                    self._warn(f"{error}. The training goes on in {self.folder}; what is missing is copied later")
+                self._reached = False
+                self._pause_work()
+        else:
+            if not self._reached:
+                self._warn(f"{self.place.url} can be reached again")
+            self._reached = True
+            self._done()
 
     def _next(self) -> tuple[str, int] | None:
         with self._change:
