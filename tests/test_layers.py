@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "remote": {"store"},
     "committed": {"checkpoint", "proof", "store"},
     "unfinished": {"committed", "proof", "remote.mirror", "store", "keys"},
-    "prover": {"proof", "executors", "store", "keys", "unfinished", "release", "remote", *NAMING},
+    "prover": {"committed", "proof", "executors", "store", "keys", "unfinished", "release", "remote", *NAMING},
     # It measures errors as the verifier limits them, with the same function.
     "calibrator": {
         "proof",

@@ -8,12 +8,23 @@ from pathlib import Path
 
 from pol.checkpoint import checkpoint_root, read_entries
 from pol.digest import Digest
-from pol.errors import FormatError, IntegrityError, StoreError
+from pol.errors import FormatError, IntegrityError, StoreError, UsageError
 from pol.interval import Interval, Origin
+from pol.proof.attestation import MAX_ATTESTATION, attestation_digest, read_attestation
 from pol.proof.genesis import Genesis, genesis_digest, kept
 from pol.proof.log import decode_record, encode_record
 from pol.statetree import StateRoot
-from pol.store import CHECKPOINTS, LOG, MAX_LOG_FILE, ProofDirectory, checkpoint_path, checkpoint_step
+from pol.store import (
+    ATTESTATION,
+    CHECKPOINTS,
+    FILES,
+    LOCK,
+    LOG,
+    MAX_LOG_FILE,
+    ProofDirectory,
+    checkpoint_path,
+    checkpoint_step,
+)
 
 
 @dataclass(frozen=True)
@@ -85,8 +96,40 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What was being written when a recording in a folder was killed."""
-    return sorted([*(path / CHECKPOINTS).glob("*.tmp"), *path.glob("*.tmp")])
+    """What was being written when a recording in a folder was killed: by us, and by safetensors under its own names."""
+    return sorted(file for folder in (path, path / CHECKPOINTS) for file in folder.glob("*") if _unfinished(file))
+
+
+def _unfinished(file: Path) -> bool:
+    return file.name.endswith(".tmp") or (file.name.startswith(".tmp") and file.parent.name == CHECKPOINTS)
+
+
+def names(path: Path) -> list[str]:
+    """Every file of a recording but its attestation.
+
+    Raises:
+        UsageError: something is there that belongs to no proof.
+    """
+    found = ProofDirectory(path).sizes().keys() - {LOCK, ATTESTATION}
+    if strange := sorted(name for name in found if name not in FILES and checkpoint_step(name) is None):
+        raise UsageError(
+            f"{path / strange[0]} belongs to no proof, which would be refused: move it elsewhere, and resume"
+        )
+    return sorted(found)
+
+
+def attested(path: Path) -> Digest:
+    """Digest of the attestation of a complete recording.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    try:
+        return attestation_digest(read_attestation(ProofDirectory(path).read(ATTESTATION, 2 * MAX_ATTESTATION)))
+    except FormatError as error:
+        raise StoreError(
+            f"{path / ATTESTATION} is damaged: {error}. Remove it, and resume: it is written and signed again"
+        ) from None
 
 
 def check_states(path: Path, states: dict[int, StateRoot], tell: Callable[[int, int], None]) -> dict[str, Digest]:

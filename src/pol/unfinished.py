@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pol import canonical, seeds
-from pol.committed import Start, check_states, committed, leftovers
+from pol.committed import Start, check_states, committed, leftovers, names
 from pol.digest import Digest
 from pol.errors import FormatError, StoreError, UsageError
 from pol.interval import Interval, Origin
@@ -17,7 +17,6 @@ from pol.keys import SigningKey, verify_envelope
 from pol.merkle import tree
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import (
-    MAX_ATTESTATION,
     MAX_JOURNAL,
     MAX_NOTICE,
     MAX_NOTICES,
@@ -29,7 +28,6 @@ from pol.proof.attestation import (
     Statement,
     Subject,
     attestation_digest,
-    read_attestation,
 )  # fmt: skip
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
@@ -39,7 +37,6 @@ from pol.store import (
     ATTESTATION,
     CHECKPOINTS,
     DATASET,
-    FILES,
     GENESIS,
     JOURNAL,
     LOG,
@@ -177,8 +174,10 @@ class Unfinished:
         Raises:
             StoreError: a state that is committed is damaged.
         """
+        self.secret(), self._journal()  # nothing is given up if these are damaged
         for leftover in leftovers(self.path):
             leftover.unlink()
+        names(self.path)
         found = committed(self.path, genesis)
         if found.begun:
             with self._whole(DATASET):
@@ -246,7 +245,7 @@ class Unfinished:
         journal = self._journal()
         self._write_journal(_with(journal, finished=_now(), asides=self._asides))
         directory, log = ProofDirectory(self.path), self.log()
-        digests = {name: self._digests.get(name) or directory.sha256(name) for name in self._names()}
+        digests = {name: self._digests.get(name) or directory.sha256(name) for name in names(self.path)}
         statement = Statement(
             subject=[Subject(name=n, digest=Sha256(d.partition(":")[2])) for n, d in digests.items()],
             predicate=Predicate(
@@ -261,25 +260,6 @@ class Unfinished:
         )
         write_atomically(self.path / ATTESTATION, key.sign(canonical.encode(statement), PAYLOAD_TYPE))
         return attestation_digest(statement)
-
-    def attested(self) -> Digest:
-        """Digest of the attestation that is there.
-
-        Raises:
-            StoreError: it is damaged.
-        """
-        try:
-            data = ProofDirectory(self.path).read(ATTESTATION, 2 * MAX_ATTESTATION)
-            return attestation_digest(read_attestation(data))
-        except FormatError as error:
-            raise StoreError(
-                f"{self.path / ATTESTATION} is damaged: {error}. Remove it, and resume: it is written and signed again"
-            ) from None
-
-    def _names(self) -> list[str]:
-        """Every file of the proof but the attestation."""
-        files = [name for name in FILES if name != ATTESTATION and (self.path / name).exists()]
-        return sorted([*files, *(f"{CHECKPOINTS}/{file.name}" for file in self.checkpoints.iterdir())])
 
     def _journal(self) -> Journal:
         with self._whole(JOURNAL):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pol import canonical
+from pol.committed import attested
 from pol.digest import Digest
 from pol.errors import UsageError
 from pol.executors.local import Executor, LocalProcess
@@ -140,9 +141,9 @@ def record(
         files = stack.enter_context(open_unfinished(folder, key, resume=resume, mirror=mirror, progress=tell))
         checked = 0
         if files.complete:
+            digest: Digest | None = attested(folder)
             if mirror is None:
                 raise UsageError(f"{out} holds a complete proof already: there is nothing to resume")
-            digest: Digest | None = files.attested()
             assert files.genesis is not None
             genesis = files.genesis
         else:
