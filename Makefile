@@ -27,7 +27,7 @@ test: .venv/.stamp ## The tests without the slow ones
 # What starts processes of its own is left out, and the long tables of forgeries, policies, trainings and calibrations.
 LONG := cli cli_answers processes docs vectors benchmarks resume writer paper forgeries forgeries_tolerance calibrate \
 	calibrate_noise foreign platforms policy policy_files mutations honest verifier plan \
-	complete_state compile features doctor silent loaders
+	complete_state compile features doctor silent loaders remote disks cleaning
 
 test-unit: .venv/.stamp ## The tests that stay in one process, in under a minute
 	@$(BIN)/python -m pytest tests -m "not slow" -n 2 $(foreach name,$(LONG),--ignore=tests/test_$(name).py)

@@ -32,8 +32,10 @@ MAY_IMPORT = {
     "keys": {"proof.envelope"},
     "executors": set(),
     "auditor": {"executors", *NAMING},
-    "unfinished": {"proof", "store", "keys"},
-    "prover": {"proof", "executors", "store", "keys", "unfinished", "release", *NAMING},
+    "remote": {"store"},
+    "committed": {"checkpoint", "proof", "store"},
+    "unfinished": {"committed", "proof", "remote.mirror", "store", "keys"},
+    "prover": {"committed", "proof", "executors", "store", "keys", "unfinished", "release", "remote", *NAMING},
     # It measures errors as the verifier limits them, with the same function.
     "calibrator": {
         "proof",
@@ -50,9 +52,13 @@ MAY_IMPORT = {
     },
     "doctor": {"executors", "prover", *NAMING},
     "policies": {"proof", "keys"},
-    "release": {"checkpoint", "proof", "store"},
-    "responder": {"proof", "store", "checkpoint", "exchange", "auditor", "replay.recipe"},
-    "verifier": {"proof", "store", "keys", "checkpoint", "exchange", "auditor", "release", "replay.recipe"},
+    "release": {"checkpoint", "proof", "remote.fetched", "store"},
+    "responder": {"proof", "store", "checkpoint", "exchange", "auditor", "remote.fetched", "replay.recipe"},
+    "cleaning": {"checkpoint", "committed", "exchange", "proof", "responder", "store"},
+    "verifier": {
+        *("proof", "store", "keys", "checkpoint", "exchange", "auditor", "release", "replay.recipe"),
+        "remote.fetched",
+    },
     "recipes": {"replay.recipe", "Recipe"},
     # A forger has read the verifier's code, and can run what of it needs no secret.
     "attacks": {
@@ -60,7 +66,7 @@ MAY_IMPORT = {
         *(f"verifier.{name}" for name in ("authenticate", "case", "eight", "paper_audit", "screening", "shape")),
         "verifier.tolerance",
     },
-    "render": {"proof", "doctor.diagnosis", "bench.result"},
+    "render": {"proof", "cleaning", "doctor.diagnosis", "bench.result"},
     "bench": {
         "attacks",
         "auditor",

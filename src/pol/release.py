@@ -12,7 +12,8 @@ from pol.container import Placed
 from pol.errors import UsageError
 from pol.proof.genesis import MAX_GENESIS, read_genesis
 from pol.proof.released import released
-from pol.store import ATTESTATION, GENESIS, ProofDirectory, checkpoint_path
+from pol.remote.fetched import opened
+from pol.store import ATTESTATION, GENESIS, checkpoint_path
 
 _CHUNK = 1 << 24
 """Bytes that are copied at a time: 16 MiB keeps memory far below the size of a model."""
@@ -27,23 +28,23 @@ def write_model(proof: Path | str, out: Path | str) -> int:
     Raises:
         UsageError: the proof is unfinished, or has no model part to release.
     """
-    store = ProofDirectory(Path(proof))
-    if not (store.path / ATTESTATION).exists():
-        raise UsageError(f"{proof}: the training is not finished, so there is no model to release")
-    spec = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS)).spec
-    if spec.release is None:
-        raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
-    name = checkpoint_path(spec.steps)
-    slots, _ = released(spec.declaration, spec.release.part, read_entries(store, name))
-    temporary = Path(f"{out}.tmp")
-    with temporary.open("wb") as file:
-        file.write(_header(slots))
-        for _, slot in sorted(slots.items()):
-            read, size = reader(store, name, slot), slot.entry.num_bytes
-            for begin in range(0, size, _CHUNK):
-                file.write(read(begin, min(begin + _CHUNK, size)))
-    temporary.replace(out)
-    return len(slots)
+    with opened(proof) as store:
+        if not store.has(ATTESTATION):
+            raise UsageError(f"{proof}: the training is not finished, so there is no model to release")
+        spec = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS)).spec
+        if spec.release is None:
+            raise UsageError(f"{proof}: several modules and none called 'model', so nothing is released by name")
+        name = checkpoint_path(spec.steps)
+        slots, _ = released(spec.declaration, spec.release.part, read_entries(store, name))
+        temporary = Path(f"{out}.tmp")
+        with temporary.open("wb") as file:
+            file.write(_header(slots))
+            for _, slot in sorted(slots.items()):
+                read, size = reader(store, name, slot), slot.entry.num_bytes
+                for begin in range(0, size, _CHUNK):
+                    file.write(read(begin, min(begin + _CHUNK, size)))
+        temporary.replace(out)
+        return len(slots)
 
 
 def _header(slots: dict[str, Placed]) -> bytes:

@@ -34,6 +34,7 @@ from pol.proof.genesis import (
 )  # fmt: skip
 from pol.proof.log import Log, counts_after, parse_log, root_after
 from pol.proof.request import MAX_REQUEST, read_request
+from pol.remote.fetched import opened
 from pol.replay.recipe import Recipe
 from pol.store import (
     ATTESTATION,
@@ -46,9 +47,13 @@ from pol.store import (
     SECRET,
     ProofDirectory,
     checkpoint_path,
+    held,
 )  # fmt: skip
 
 Progress = Callable[[str, int, int | None], None]
+
+UNDER_WAY = ".regenerate-"
+"""How folders begin in which states are taken again: one of each process."""
 
 
 def regenerate(
@@ -75,7 +80,20 @@ def regenerate(
         IntegrityError: they lead elsewhere than recorded: this is not the run's own platform, recipe or data.
         StoreError: the disk refused.
     """
-    store, target, tell = ProofDirectory(Path(proof)), SharedFolder(Path(out)), progress or (lambda *_: None)
+    tell = progress or (lambda *_: None)
+    with opened(proof, progress=tell) as store:
+        return _regenerate(store, SharedFolder(Path(out)), recipe, steps, wait, auditor, tell)
+
+
+def _regenerate(
+    store: ProofDirectory,
+    target: SharedFolder,
+    recipe: Recipe | str,
+    steps: Sequence[int] | None,
+    wait: float | Patience,
+    auditor: Auditor | None,
+    tell: Progress,
+) -> list[Path]:
     genesis = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS))
     run = _Run(store, genesis, parse_log(store.read(LOG, MAX_LOG_FILE)))
     target.make(CHECKPOINTS)
@@ -90,11 +108,13 @@ def regenerate(
     with contextlib.ExitStack() as stack:
         if auditor is None:
             auditor = stack.enter_context(LocalAuditor(recipe))
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".regenerate-", dir=target.path)))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=UNDER_WAY, dir=target.path)))
+        stack.enter_context(held(folder))
         for step in missing:
             if step in in_proof:
                 run.copy(step, folder, target)
         if left := [step for step in missing if step not in in_proof]:
+            store.bring()
             run.take_again(left, auditor, folder, target, tell)
     return [target.path / checkpoint_path(step) for step in wanted]
 

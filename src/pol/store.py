@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pol.digest import Digest, sha256_chunks
@@ -61,20 +62,24 @@ class ProofDirectory:
         Raises:
             FormatError: something is there that a proof never has: a link, a device, an unknown name.
         """
-        found: dict[str, int] = {}
+        return checked(self._listing(), further)
+
+    def _listing(self) -> Iterator[tuple[str, int | None]]:
+        """Name and size of all that is there; None is the size of what is no regular file."""
         for name, entry in self._entries(self.path, ""):
-            if name == LOCK:
-                raise FormatError("an unfinished recording is no proof yet: `pol record … --resume` goes on with it")
-            shown = name.encode(errors="backslashreplace").decode()  # a name need not be text, a message must be
             mode = entry.stat(follow_symlinks=False)
-            if not stat.S_ISREG(mode.st_mode):
-                raise FormatError(f"{shown}: not a regular file (links and devices are never part of a proof)")
-            if name not in FILES and name not in further and checkpoint_step(name) is None:
-                raise FormatError(f"{shown}: no such file belongs to a proof of format v1")
-            found[name] = mode.st_size
-            if len(found) > MAX_FILES:
-                raise FormatError(f"more than {MAX_FILES} files")
-        return found
+            yield name, mode.st_size if stat.S_ISREG(mode.st_mode) else None
+
+    def sizes(self) -> dict[str, int]:
+        """Name and size of every file that is there, whatever it is: to look at, not to verify."""
+        return {name: size for name, size in self._listing() if size is not None}
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there."""
+        return (self.path / name).exists()
+
+    def bring(self) -> None:
+        """Have every file at hand, under ``path``. Those of a folder are."""
 
     def _entries(self, folder: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         with os.scandir(folder) as entries:
@@ -140,6 +145,27 @@ class ProofDirectory:
             return sha256_chunks(iter(lambda: file.read(_CHUNK), b""))
 
 
+def checked(listing: Iterable[tuple[str, int | None]], further: Collection[str] = ()) -> dict[str, int]:
+    """Name and size of the files of a proof, from a listing; None is the size of what is no regular file.
+
+    Raises:
+        FormatError: something is there that a proof never has: a link, a device, an unknown name; or too many files.
+    """
+    found: dict[str, int] = {}
+    for name, size in listing:
+        if name == LOCK:
+            raise FormatError("an unfinished recording is no proof yet: `pol record … --resume` goes on with it")
+        shown = name.encode(errors="backslashreplace").decode()  # a name need not be text, a message must be
+        if size is None:
+            raise FormatError(f"{shown}: not a regular file (links and devices are never part of a proof)")
+        if name not in FILES and name not in further and checkpoint_step(name) is None:
+            raise FormatError(f"{shown}: no such file belongs to a proof of format v1")
+        found[name] = size
+        if len(found) > MAX_FILES:
+            raise FormatError(f"more than {MAX_FILES} files")
+    return found
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that its name never holds half of it.
 
@@ -153,15 +179,33 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"{path}: cannot write: {error.strerror}") from None
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder of this process's own, so that ``pol gc`` can tell that it is in use; gone with the process.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UsageError(f"{folder} is in use by another process") from None
     finally:
         os.close(descriptor)
 
@@ -170,8 +214,17 @@ class Lock:
     """Holds a proof directory for one recording at a time; gone with the process."""
 
     def __init__(self, folder: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            UsageError: another process has it.
+            StoreError: the disk refused.
+        """
         self._path = folder / LOCK
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot write there: {error.strerror}") from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

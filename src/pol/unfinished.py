@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pol import canonical
+from pol import canonical, seeds
+from pol.committed import Start, check_states, committed, leftovers, names
 from pol.digest import Digest
-from pol.errors import IntegrityError, StoreError, UsageError
+from pol.errors import FormatError, StoreError, UsageError
 from pol.interval import Interval, Origin
 from pol.keys import SigningKey, verify_envelope
+from pol.merkle import tree
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import (
     MAX_JOURNAL,
@@ -30,81 +32,36 @@ from pol.proof.attestation import (
 )  # fmt: skip
 from pol.proof.envelope import parse_envelope
 from pol.proof.genesis import MAX_GENESIS, Genesis, Secret, genesis_digest, kept
-from pol.proof.log import MAX_LINE, Log, decode_record, encode_record, parse_log
-from pol.statetree import StateRoot
+from pol.proof.log import MAX_LINE, Log, encode_record, parse_log
+from pol.remote.mirror import Mirror
 from pol.store import (
     ATTESTATION,
     CHECKPOINTS,
     DATASET,
-    FILES,
     GENESIS,
     JOURNAL,
-    LOCK,
     LOG,
     MAX_LOG_FILE,
     ORDER,
     SECRET,
-    Lock,
     ProofDirectory,
     checkpoint_path,
-    checkpoint_step,
+    sync_folder,
     write_atomically,
 )  # fmt: skip
 from pol.version import __version__
 
+Progress = Callable[[str, int, int | None], None]
+
 NO_BEACON = Beacon(kind="none", value="00" * 32)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a recording goes on."""
-
-    step: int
-    checkpoint: Path | None
-    counts: dict[str, int]
-    root: StateRoot | None
-    """What the log records there; None at the beginning."""
-
-
-@contextlib.contextmanager
-def open_unfinished(path: Path, key: SigningKey, *, resume: bool) -> Iterator[Unfinished]:
-    """Open a new or, with ``resume``, an unfinished recording for this process alone.
-
-    Raises:
-        UsageError: the directory is not what ``resume`` says, or another process writes it.
-    """
-    if resume and not path.is_dir():
-        raise UsageError(f"{path}: there is no recording to resume")
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file: give a directory")
-    if not resume and path.exists() and not _never_begun(path):
-        raise UsageError(
-            f"{path} is not empty: give a new directory, or --resume to go on with an unfinished recording"
-        )
-    try:
-        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot make the proof directory: {error.strerror}") from None
-    lock = Lock(path)
-    files = Unfinished(path, key)
-    try:
-        yield files
-    finally:
-        lock.release(remove=files.complete)
-
-
-def _never_begun(path: Path) -> bool:
-    """Whether nothing is in a directory but what an attempt leaves that failed before its genesis was signed."""
-    leftovers = {LOCK, JOURNAL, SECRET, DATASET, ORDER, CHECKPOINTS}
-    folder = path / CHECKPOINTS
-    return {file.name for file in path.iterdir()} <= leftovers and not (folder.is_dir() and any(folder.iterdir()))
 
 
 class Unfinished:
     """The files of a recording in progress."""
 
-    def __init__(self, path: Path, key: SigningKey) -> None:
+    def __init__(self, path: Path, key: SigningKey, mirror: Mirror | None = None) -> None:
         self.path = path.absolute()
+        self._mirror = mirror
         self.checkpoints = self.path / CHECKPOINTS
         self.leaves_path = self.path / DATASET
         self.order_path = self.path / ORDER
@@ -120,12 +77,37 @@ class Unfinished:
 
     def _read_genesis(self, key: SigningKey) -> Genesis | None:
         if not (self.path / GENESIS).exists():
+            if (self.path / LOG).exists():
+                raise StoreError(f"{self.path / GENESIS} is not there, but a log is: restore it from a copy")
             return None
-        data = ProofDirectory(self.path).read(GENESIS, 2 * MAX_GENESIS)
-        envelope = parse_envelope(data, what=GENESIS, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS)
-        genesis = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS)
+        with self._whole(GENESIS):
+            data = ProofDirectory(self.path).read(GENESIS, 2 * MAX_GENESIS)
+            envelope = parse_envelope(data, what=GENESIS, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS)
+            genesis = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS)
         verify_envelope(envelope, key.public_pem, GENESIS)
         return genesis
+
+    @contextlib.contextmanager
+    def _whole(self, name: str) -> Iterator[None]:
+        """Says what to do where a file that nobody can make again turns out to be damaged.
+
+        Raises:
+            StoreError: it is.
+        """
+        try:
+            yield
+        except FormatError as error:
+            raise StoreError(
+                f"{self.path / name} is damaged: {error}. Restore it from a copy; without it nobody can go on with "
+                "this recording: record anew in another directory"
+            ) from None
+
+    def _committed(self, *names: str, new: bool = True) -> None:
+        """These files are written, to stay."""
+        if self._mirror is not None:
+            for name in names:
+                if (self.path / name).exists():
+                    self._mirror.committed(name, new=new)
 
     # -- begin --------------------------------------------------------------------------------------------------
 
@@ -140,6 +122,7 @@ class Unfinished:
         """Write the signed genesis: from now on nothing about the run can change."""
         write_atomically(self.path / GENESIS, envelope)
         self.genesis = genesis
+        self._committed(DATASET, ORDER, SECRET, GENESIS)
 
     def write_order(self, order: bytes | None) -> None:
         """Write the claimant's own order, or remove what an earlier attempt left."""
@@ -159,8 +142,12 @@ class Unfinished:
 
     def secret(self) -> bytes:
         """The secret r."""
-        data = ProofDirectory(self.path).read(SECRET, 1024)
-        return bytes.fromhex(canonical.decode(data, Secret, what=SECRET, limit=1024).r)
+        with self._whole(SECRET):
+            data = ProofDirectory(self.path).read(SECRET, 1024)
+            r = bytes.fromhex(canonical.decode(data, Secret, what=SECRET, limit=1024).r)
+            if self.genesis is not None and seeds.commit(r) != self.genesis.secret:
+                raise FormatError(f"not the secret that {GENESIS} commits to")
+        return r
 
     def settle_beacon(self, given: bytes | None) -> Beacon:
         """The beacon of this run: the first one that training began with stays.
@@ -183,36 +170,34 @@ class Unfinished:
 
     # -- the log ------------------------------------------------------------------------------------------------
 
-    def rewind(self, genesis: Genesis) -> Start:
-        """Cut the log back to the last kept checkpoint that is on disk, and remove what lies after it."""
-        for leftover in (*self.checkpoints.glob("*.tmp"), *self.path.glob("*.tmp")):
-            leftover.unlink()
-        lines, kept_steps = self._whole_lines(), self.kept_steps(genesis)
-        start, keep_lines = Start(0, None, {}, None), 0
-        for number, line in enumerate(lines[1:], start=2):
-            record = decode_record(line, Interval, number)
-            path = self.path / checkpoint_path(record.stop)
-            if record.stop in kept_steps and path.exists():
-                start, keep_lines = Start(record.stop, path, record.schedules, record.root), number
-        if lines:
-            if lines[0] + b"\n" != encode_record(
-                Origin(genesis_digest(genesis), decode_record(lines[0], Origin, 1).root)
-            ):
-                raise IntegrityError(f"{self.path / LOG}: belongs to another genesis; start anew in another directory")
-            journal = self._journal()
-            self._write_journal(_with(journal, resumes=[*journal.resumes, start.step]))
-        write_atomically(self.path / LOG, b"".join(line + b"\n" for line in lines[:keep_lines]))
-        for file in self.checkpoints.iterdir():
-            step = checkpoint_step(f"{CHECKPOINTS}/{file.name}")
-            if step is not None and (step > start.step or not keep_lines):
-                file.unlink()
-        return start
+    def rewind(self, genesis: Genesis, progress: Progress) -> Start:
+        """Cut the log back to what is committed, and remove what lies after it.
 
-    def _whole_lines(self) -> list[bytes]:
-        path = self.path / LOG
-        if not path.exists():
-            return []
-        return path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is half a line
+        Raises:
+            StoreError: a state that is committed is damaged.
+        """
+        self.secret(), self._journal()  # nothing is given up if these are damaged
+        for leftover in leftovers(self.path):
+            leftover.unlink()
+        names(self.path)
+        found = committed(self.path, genesis)
+        if found.begun:
+            with self._whole(DATASET):
+                if tree(self.leaves()) != genesis.dataset.root:
+                    raise FormatError(f"not the leaves whose root {GENESIS} names")
+        self._digests = check_states(
+            self.path, found.states, lambda done, total: progress("checking what is there", done, total)
+        )
+        if found.begun:
+            journal = self._journal()
+            self._write_journal(_with(journal, resumes=[*journal.resumes, found.start.step]))
+        write_atomically(self.path / LOG, b"".join(line + b"\n" for line in found.lines))
+        for file in found.beyond:
+            file.unlink()
+        self._committed(DATASET, ORDER, SECRET, GENESIS, *map(checkpoint_path, found.states), new=False)
+        if found.lines:
+            self._committed(LOG)
+        return found.start
 
     def append(self, record: Origin | Interval, *, kept: bool) -> None:
         """Add a record to the log; hash the checkpoint while its pages are warm.
@@ -227,13 +212,21 @@ class Unfinished:
                 "are too many; record with a smaller --every"
             )
         try:
+            if kept:  # a crash of the machine never leaves a line without the checkpoint that it names
+                sync_folder(self.checkpoints)
             with (self.path / LOG).open("ab") as file:
                 file.write(line)
+                if kept:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
-            raise StoreError(f"{self.path / LOG}: cannot write: {error.strerror}") from None
+            raise StoreError(
+                f"{self.path / LOG}: cannot write: {error.strerror}. What is written can be resumed"
+            ) from None
         if kept:
             name = checkpoint_path(record.stop if isinstance(record, Interval) else 0)
             self._digests[name] = ProofDirectory(self.path).sha256(name)
+            self._committed(name, LOG)
 
     # -- finish -------------------------------------------------------------------------------------------------
 
@@ -255,7 +248,7 @@ class Unfinished:
         journal = self._journal()
         self._write_journal(_with(journal, finished=_now(), asides=self._asides, waited=self._waited))
         directory, log = ProofDirectory(self.path), self.log()
-        digests = {name: self._digests.get(name) or directory.sha256(name) for name in self._names()}
+        digests = {name: self._digests.get(name) or directory.sha256(name) for name in names(self.path)}
         statement = Statement(
             subject=[Subject(name=n, digest=Sha256(d.partition(":")[2])) for n, d in digests.items()],
             predicate=Predicate(
@@ -271,18 +264,14 @@ class Unfinished:
         write_atomically(self.path / ATTESTATION, key.sign(canonical.encode(statement), PAYLOAD_TYPE))
         return attestation_digest(statement)
 
-    def _names(self) -> list[str]:
-        """Every file of the proof but the attestation."""
-        files = [name for name in FILES if name != ATTESTATION and (self.path / name).exists()]
-        return sorted([*files, *(f"{CHECKPOINTS}/{file.name}" for file in self.checkpoints.iterdir())])
-
     def _journal(self) -> Journal:
-        return canonical.decode(
-            ProofDirectory(self.path).read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL
-        )
+        with self._whole(JOURNAL):
+            data = ProofDirectory(self.path).read(JOURNAL, MAX_JOURNAL)
+            return canonical.decode(data, Journal, what=JOURNAL, limit=MAX_JOURNAL)
 
     def _write_journal(self, journal: Journal) -> None:
         write_atomically(self.path / JOURNAL, canonical.encode(journal))
+        self._committed(JOURNAL)
 
 
 def _with(journal: Journal, **changes: object) -> Journal:

@@ -14,7 +14,7 @@ from pol.errors import UsageError
 
 
 def regenerate(
-    proof: Annotated[Path, typer.Argument(help="The proof directory.", show_default=False)],
+    proof: Annotated[str, typer.Argument(help="The proof directory, or its URL.", show_default=False)],
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="Its recipe: path/to/file.py:Name or package.module:Name.")
     ],

@@ -20,6 +20,7 @@ from pol.cli import (
     attacking,
     benching,
     calibrating,
+    cleaning,
     demanding,
     examining,
     output,
@@ -70,6 +71,7 @@ app.command("calibrate", short_help="Measure how far apart independent runs of a
 app.command("policy", short_help="The presets, or one policy in full.")(demanding.policy)
 app.command("doctor", short_help="Is this training replayable? If not, which state differs, and why.")(examining.doctor)
 app.command("plan", short_help="What verifying under a policy costs, and what it would find.")(planning.plan)
+app.command("gc", short_help="Remove what no answer needs from a proof.")(cleaning.gc)
 app.command("attack", short_help="Forge a proof, or list the attacks.")(attacking.attack)
 app.add_typer(benching.app, name="bench", short_help="Attacks × policies, measured.")
 app.command("inspect", short_help="Show what a proof says, unchecked; needs no torch.")(verifying.inspect)

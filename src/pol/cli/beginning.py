@@ -26,7 +26,7 @@ class Beginning:
     start: Path | None
     start_kind: Literal["given", "observed"] | None
     order: Path | None
-    parent: Path | None = None
+    parent: str | None = None
 
     def check(self) -> None:
         """Refuse options that contradict each other, before anything is written."""
@@ -56,7 +56,7 @@ class Beginning:
         level = "observed" if observed else "seed-declared" if self.init_seed is not None else None
         words = ["--assurance", level] if level else []
         words += ["--order", order] if order != "derived" else []
-        words += ["--parent", str(self.parent)] if self.parent else []
+        words += ["--parent", self.parent] if self.parent else []
         words += [word for base in (claims.frozen if claims else []) for word in ("--base", base.root.digest)]
         words += [word for file in (claims.external if claims else []) for word in ("--allow-file", file.digest)]
         return words + (["--start", str(self.start)] if kind == "given" else [])

@@ -60,12 +60,13 @@ def warn(out: Path, warned: set[str]) -> None:
         return
     warned.add("said")
     if objection := refused(out):
-        _say(f"the policy `tolerance` refuses this run: {objection.why}")
+        say(f"the policy `tolerance` refuses this run: {objection.why}")
     for place in noticed(out):
-        _say(f"the program {place}. No state depended on it in the first steps; if one does later, no replay agrees")
+        say(f"the program {place}. No state depended on it in the first steps; if one does later, no replay agrees")
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Warn, on standard error."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 

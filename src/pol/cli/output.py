@@ -126,36 +126,35 @@ def again(context: typer.Context, **changed: object) -> str:
     return shlex.join(words)
 
 
-def read_summary(path: Path) -> tuple[Summary, str | None]:
-    """What the proof directory at ``path`` says, finished or not, and the fingerprint of its claimant."""
+def read_summary(where: Path | str) -> tuple[Summary, str | None]:
+    """What the proof in a folder or at a URL says, finished or not, and the fingerprint of its claimant."""
     from pol import keys, store
     from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL
     from pol.proof.genesis import MAX_GENESIS
     from pol.proof.summary import summarise
+    from pol.remote.fetched import opened
 
-    directory = store.ProofDirectory(path)
-    folders = [path, path / store.CHECKPOINTS]
-    found = [file for folder in folders if folder.is_dir() and not folder.is_symlink() for file in folder.iterdir()]
-    sizes = {file.relative_to(path).as_posix(): file.lstat().st_size for file in found if not file.is_dir()}
+    with opened(where) as directory:
+        sizes = directory.sizes()
 
-    def read(name: str, limit: int) -> bytes | None:
-        return directory.read(name, limit) if name in sizes else None
+        def read(name: str, limit: int) -> bytes | None:
+            return directory.read(name, limit) if name in sizes else None
 
-    if not {store.GENESIS, store.SECRET, store.LOG} & sizes.keys():
-        raise UsageError(f"{path}: not a proof directory: there is neither {store.GENESIS} nor {store.LOG}")
-    summary = summarise(
-        sizes,
-        read(store.GENESIS, 2 * MAX_GENESIS),
-        read(store.ATTESTATION, 2 * MAX_ATTESTATION),
-        read(store.LOG, store.MAX_LOG_FILE),
-        read(store.JOURNAL, MAX_JOURNAL),
-    )
+        if not {store.GENESIS, store.SECRET, store.LOG} & sizes.keys():
+            raise UsageError(f"{where}: not a proof directory: there is neither {store.GENESIS} nor {store.LOG}")
+        summary = summarise(
+            sizes,
+            read(store.GENESIS, 2 * MAX_GENESIS),
+            read(store.ATTESTATION, 2 * MAX_ATTESTATION),
+            read(store.LOG, store.MAX_LOG_FILE),
+            read(store.JOURNAL, MAX_JOURNAL),
+        )
     return summary, None if summary.claims is None else keys.fingerprint(summary.claims.public_key)
 
 
-def try_summary(path: Path) -> Summary | None:
-    """What the proof directory at ``path`` says, or None if it cannot be read."""
+def try_summary(where: Path | str) -> Summary | None:
+    """What the proof in a folder or at a URL says, or None if it cannot be read."""
     try:
-        return read_summary(path)[0]
+        return read_summary(where)[0]
     except (PolError, OSError):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from pol.errors import UsageError
 
 def plan(
     proof: Annotated[
-        Path | None, typer.Argument(metavar="[PROOF]", help="A proof, for its sizes.", show_default="give --steps")
+        str | None, typer.Argument(metavar="[PROOF]", help="A proof, for its sizes.", show_default="give --steps")
     ] = None,
     policy: Annotated[str, typer.Option("--policy", metavar="NAME|FILE", help="A preset, or a TOML file.")] = "exact",
     steps: Annotated[

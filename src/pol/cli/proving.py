@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from pol.cli import output
 from pol.cli.beginning import Beginning, read_order
-from pol.cli.foresight import refused, warn
+from pol.cli.foresight import refused, say, warn
 from pol.cli.output import Json
 from pol.cli.progress import progress
 from pol.errors import UsageError
@@ -49,7 +50,10 @@ def keygen(
 def record(
     recipe: Annotated[str, typer.Argument(help="path/to/file.py:Name or package.module:Name", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="The proof directory to write.", show_default=False)
+        str,
+        typer.Option(
+            "--out", "-o", metavar="DIR|URL", help="The proof directory to write, or its URL.", show_default=False
+        ),
     ],
     every: Annotated[
         int | None,
@@ -116,13 +120,22 @@ def record(
         typer.Option("--start-kind", help="They were given out by your verifier, or come from elsewhere."),
     ] = None,
     parent: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--parent", metavar="PROOF", help="First weights: those of this complete proof (fine-tuning)."),
     ] = None,
     order: Annotated[
         Path | None,
         typer.Option(
             "--order", metavar="FILE", help="Your own order of the data: a .npy of indices, epochs × samples."
+        ),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            "--work",
+            metavar="DIR",
+            help="With a URL: where the recording is made before it is copied; it stays there.",
+            show_default="a folder of your own for the URL, removed at the end",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished recording.")] = False,
@@ -135,11 +148,13 @@ def record(
     """Record a training as a proof.
 
     A recording that was interrupted goes on with --resume; what its genesis fixed (--every, --keep, --set,
-    --threads, --deterministic, --rule) need not be repeated.
+    --threads, --deterministic, --rule) need not be repeated. A URL is one of any file system of fsspec; what is
+    recorded is copied there while the training goes on (docs/storage.md).
     """
     from pol import prover
     from pol.profile import Profile
     from pol.release import write_model
+    from pol.remote.place import is_url
     from pol.render import recording
 
     if genesis_only and beacon is not None:
@@ -153,7 +168,9 @@ def record(
     beginning = Beginning(init_seed, start, start_kind, order, parent)
     beginning.check()
     indices = None if order is None else read_order(order)
-    claims = _registered(out) if resume else None
+    out = out if is_url(out) else str(Path(out))
+    folder = prover.folder_of(out, work)
+    claims = (_registered(folder) or (_registered(out) if is_url(out) else None)) if resume else None
     if claims and threads not in (None, claims.profile.threads):
         raise UsageError(f"--threads {threads}: the signed genesis says {claims.profile.threads}; leave it out")
     if claims and deterministic and not claims.profile.deterministic:
@@ -166,7 +183,7 @@ def record(
             nonlocal step
             if phase == "training":
                 step = done
-                warn(out, warned)  # before hours of training
+                warn(folder, warned)  # before hours of training
             tell(phase, done, total)
 
         try:
@@ -188,18 +205,21 @@ def record(
                 start_kind=start_kind or "observed",
                 parent=parent,
                 order=indices,
+                work=folder if is_url(out) else None,
+                warn=say,
             )
         except KeyboardInterrupt:
-            given = [] if _registered(out) else _given(every, keep, set_, threads, rule)
-            given += ["--deterministic"] if deterministic and not _registered(out) else []
+            given = [] if _registered(folder) else _given(every, keep, set_, threads, rule)
+            given += ["--deterministic"] if deterministic and not _registered(folder) else []
+            given += ["--work", str(work)] if work is not None else []
             command = _again(recipe, out, key, model, [*given, *beginning.words()], beacon)
             raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
     if model is not None and proof.attestation is not None:
-        write_model(out, model)
-    warn(out, warned)
-    summary, claimant = output.read_summary(out)
+        write_model(folder, model)
+    warn(folder, warned)
+    summary, claimant = output.read_summary(folder)
     result = recording.Recorded(
-        proof=str(out),
+        proof=out,
         genesis=proof.genesis,
         attestation=proof.attestation,
         summary=summary,
@@ -210,8 +230,10 @@ def record(
         checked=proof.checked,
         next=_again(recipe, out, key, model, beginning.words(), "<nonce from your verifier>")
         if genesis_only
-        else _check(recipe, out, model, beginning, summary),
+        else _check(recipe, out, folder, model, beginning, summary),
     )
+    if is_url(out) and work is None and proof.attestation is not None:
+        shutil.rmtree(folder)  # all of it is at the URL
     if as_json:
         output.show_json(result.as_json())
     else:
@@ -233,7 +255,7 @@ def signer(path: Path | None) -> tuple[SigningKey, Path, bool]:
     return key, path, True
 
 
-def _registered(out: Path) -> Claims | None:
+def _registered(out: Path | str) -> Claims | None:
     """What the genesis of an unfinished recording fixed, if it has one."""
     summary = output.try_summary(out)
     return summary.claims if summary else None
@@ -248,24 +270,24 @@ def _given(
     return words + [word for pair in settings or [] for word in ("--set", pair)]
 
 
-def _again(recipe: str, out: Path, key: Path | None, model: Path | None, given: list[str], beacon: str | None) -> str:
+def _again(recipe: str, out: str, key: Path | None, model: Path | None, given: list[str], beacon: str | None) -> str:
     """The command that goes on with a recording."""
     files = [word for name, path in (("--key", key), ("--model", model)) if path for word in (name, str(path))]
-    words = ["pol", "record", recipe, "--out", str(out), *given, *files, "--resume"]
+    words = ["pol", "record", recipe, "--out", out, *given, *files, "--resume"]
     hole = [] if beacon is None else ["--beacon", beacon if beacon.startswith("<") else shlex.quote(beacon)]
     return " ".join([shlex.join(words), *hole])
 
 
-def _check(recipe: str, out: Path, model: Path | None, beginning: Beginning, summary: Summary) -> str:
+def _check(recipe: str, out: str, folder: Path, model: Path | None, beginning: Beginning, summary: Summary) -> str:
     """The command that verifies a proof."""
     seeded = summary.beacon is not None and summary.beacon.kind == "nonce"
     beacon = ["--beacon", summary.beacon.value] if seeded and summary.beacon else []
     beacon += ["--genesis", summary.claims.genesis] if seeded and summary.claims else []
     released = ["--model", str(model)] if model else []
     tolerant = summary.claims is not None and summary.claims.rule == "tolerance"
-    objection = refused(out)
+    objection = refused(folder)
     policy = ["--policy", "tolerance"] if tolerant and not objection else []
     if tolerant and summary.claims and summary.claims.keep > 1:  # states will be asked for
-        policy += ["--openings", str(out.with_name(f"{out.name}-openings"))]
-    words = ["pol", "verify", str(out), "--recipe", recipe, *policy, *beginning.demands(summary), *released, *beacon]
+        policy += ["--openings", f"{Path(out) if folder == Path(out) else Path(out).name}-openings"]
+    words = ["pol", "verify", out, "--recipe", recipe, *policy, *beginning.demands(summary), *released, *beacon]
     return " ".join([shlex.join(words), *([f"--policy <{objection.policy}>"] if objection else [])])

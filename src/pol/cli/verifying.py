@@ -23,7 +23,7 @@ EXIT_CODES = {"ACCEPT": 0, "REJECT": 1, "INCONCLUSIVE": 2}
 
 def verify(
     context: typer.Context,
-    proof: Annotated[Path, typer.Argument(help="The proof directory.", show_default=False)],
+    proof: Annotated[str, typer.Argument(help="The proof directory, or its URL.", show_default=False)],
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +76,7 @@ def verify(
         typer.Option("--start", metavar="FILE", help="The weights that you gave out, from which the run must start."),
     ] = None,
     parent: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             "--parent", metavar="PROOF", help="The proof from whose weights this one starts; then that one's parent, …"
         ),
@@ -244,7 +244,7 @@ def _changed(struct: S, given: Mapping[str, object]) -> S:
     return msgspec.structs.replace(struct, **{name: value for name, value in given.items() if value is not None})
 
 
-def _recipe_missing(proof: Path) -> str:
+def _recipe_missing(proof: str) -> str:
     from pol.render.text import clean
 
     summary = output.try_summary(proof)
@@ -256,7 +256,7 @@ def _recipe_missing(proof: Path) -> str:
 
 
 def inspect(
-    proof: Annotated[Path, typer.Argument(help="The proof directory, finished or not.", show_default=False)],
+    proof: Annotated[str, typer.Argument(help="The proof directory, finished or not, or its URL.", show_default=False)],
     as_json: Json = False,
 ) -> int:
     """Show what a proof says, without checking any of it. Needs no torch."""
@@ -267,5 +267,5 @@ def inspect(
     if as_json:
         output.show_json(json_form.summary(summary, claimant))
     else:
-        output.show(lambda console: inspection.inspection(console, str(proof), summary, claimant))
+        output.show(lambda console: inspection.inspection(console, proof, summary, claimant))
     return 0

@@ -184,7 +184,7 @@ class Recorder:
 
     def train(self, genesis: Genesis, beacon: Beacon) -> None:
         """Take the steps that are left, writing the log as they come."""
-        start = self._files.rewind(genesis)
+        start = self._files.rewind(genesis, self._progress)
         if start.step == genesis.spec.steps:
             return
         path = None if start.checkpoint is None else str(start.checkpoint)

@@ -44,6 +44,7 @@ from pol.errors import AuthenticityError, UsageError
 from pol.exchange import Patience, SharedFolder
 from pol.proof.policy import EXACT, LEVELS, Policy, check_policy, policy_digest
 from pol.proof.report import STEPS, Assurance, Report, Status, Step, Verdict, decide
+from pol.remote.fetched import opened
 from pol.replay.recipe import Recipe
 from pol.store import CHECKPOINTS, ProofDirectory
 from pol.verifier.case import Case
@@ -54,6 +55,7 @@ from pol.verifier.requested import StoppedWaiting as StoppedWaiting
 
 Progress = Callable[[str, int, int | None], None]
 Parents = Sequence[tuple[Path | str, Recipe | str | None]]
+_Stores = Sequence[tuple[ProofDirectory, Recipe | str | None]]
 
 PROCEDURES: dict[str, Procedure] = {"eight-steps": EIGHT_STEPS, "paper-2021": PAPER_2021}
 """Verification procedures by the name that a policy gives."""
@@ -85,10 +87,11 @@ def verify(
     auditor: Auditor | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Verify a proof directory; see the module for the eight steps.
+    """Verify a proof; see the module for the eight steps.
 
     Args:
-        proof: The proof directory.
+        proof: The proof directory, or its URL (of any file system of fsspec), from which files are fetched as they are
+            needed: nothing that its names, sizes or signatures refuse.
         recipe: The recipe that the verifier has read and names; its code runs, never code from the proof.
         policy: What must hold.
         nonce: Fresh bytes for the challenge, by default drawn here; give them only to repeat a verification.
@@ -106,7 +109,7 @@ def verify(
 
     Raises:
         UsageError: the call itself cannot be carried out (no such directory, recipe or file; a contradictory policy).
-        StoreError: this machine's disk refused.
+        StoreError: this machine's disk refused, or the URL cannot be reached.
         StoppedWaiting: interrupted, after the prover was asked for states; with how to go on.
     """
     check_policy(policy)
@@ -118,37 +121,42 @@ def verify(
             raise UsageError(f"{path}: no such {what}")
     if auditor is None and recipe is None:
         raise UsageError("name the recipe that you have read (path/to/file.py:Name): a proof never brings its own code")
-    case = Case(
-        store=ProofDirectory(Path(proof)),
-        policy=policy,
-        model=None if model is None else Path(model),
-        start=None if start is None else Path(start),
-        openings=None if openings is None else SharedFolder(Path(openings)),
-        patience=wait if isinstance(wait, Patience) else Patience(wait),
-        nonce=nonce or secrets.token_bytes(32),
-        progress=progress or (lambda *_: None),
-        repeated=nonce is not None,
-    )
-    if case.openings is not None:
-        case.openings.make()
     with contextlib.ExitStack() as stack:
+        tell = progress or (lambda *_: None)
+
+        def at(path: Path | str) -> ProofDirectory:
+            return stack.enter_context(opened(path, most=policy.max_bytes, progress=tell))
+
+        case = Case(
+            store=at(proof),
+            policy=policy,
+            model=None if model is None else Path(model),
+            start=None if start is None else Path(start),
+            openings=None if openings is None else SharedFolder(Path(openings)),
+            patience=wait if isinstance(wait, Patience) else Patience(wait),
+            nonce=nonce or secrets.token_bytes(32),
+            progress=tell,
+            repeated=nonce is not None,
+        )
+        if case.openings is not None:
+            case.openings.make()
         if auditor is None:
             assert recipe is not None
             auditor = stack.enter_context(LocalAuditor(recipe, settings))
         case.settings = auditor.settings
         try:
-            return _verify(case, auditor, parents)
+            return _verify(case, auditor, [(at(path), theirs) for path, theirs in parents])
         except KeyboardInterrupt:
             if not case.revealed:
                 raise
             raise StoppedWaiting(case.nonce, case.attestation_digest) from None
 
 
-def _verify(case: Case, auditor: Auditor, parents: Parents) -> Report:
+def _verify(case: Case, auditor: Auditor, parents: _Stores) -> Report:
     started = time.monotonic()
     procedure = procedure_of(case.policy)
     if parents:
-        case.parent_path = Path(parents[0][0])
+        case.parent_path = parents[0][0].path
         case.parent = functools.partial(_verify_parent, case, auditor, parents)
     case.elements = procedure.elements
     with tempfile.TemporaryDirectory(prefix="pol-states-") as own:
@@ -158,16 +166,16 @@ def _verify(case: Case, auditor: Auditor, parents: Parents) -> Report:
     return _report(case, procedure, steps, time.monotonic() - started)
 
 
-def _verify_parent(child: Case, auditor: Auditor, parents: Parents) -> Report:
+def _verify_parent(child: Case, auditor: Auditor, parents: _Stores) -> Report:
     """Verify the first of some parents: under the same policy but for what this verifier said of the child alone.
 
     That is the nonce that it gave for the child's genesis, the child's first weights and settings. What the chain is
     then worth is compared with the demanded level again, when its parents are known.
     """
-    (path, recipe), *others = parents
+    (store, recipe), *others = parents
     lowest = min(child.policy.assurance, "self-seeded", key=LEVELS.index)
     case = Case(
-        store=ProofDirectory(Path(path)),
+        store=store,
         policy=msgspec.structs.replace(
             child.policy, beacon=None, genesis=None, attestation=None, start=None, assurance=lowest
         ),

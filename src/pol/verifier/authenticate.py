@@ -53,6 +53,7 @@ def envelopes(case: Case) -> Checks:
 
 def contents(case: Case) -> Checks:
     """Step 2, second part: everything else."""
+    case.store.bring()  # from here on everything is read
     case.log = parse_log(case.store.read(LOG, MAX_LOG_FILE))
     yield passed("log", f"{len(case.log.intervals)} interval records")
     case.journal = canonical.decode(case.store.read(JOURNAL, MAX_JOURNAL), Journal, what=JOURNAL, limit=MAX_JOURNAL)

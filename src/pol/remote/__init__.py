@@ -1,0 +1,1 @@
+"""Proofs at a URL, through fsspec: read from there, and recorded to there."""

@@ -1,0 +1,62 @@
+"""Beginning to record to a URL, or going on there: from the working folder, or from what is at the URL."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from pol.errors import UsageError
+from pol.remote.fetched import Fetched, Progress
+from pol.remote.mirror import Mirror
+from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOCK, LOG, MAX_LOG_FILE, ORDER, SECRET, ProofDirectory
+
+
+def working_folder(url: str) -> Path:
+    """Where a recording to a URL works when nobody says: the same folder for the same URL, kept over a restart.
+
+    It is in the user's folder for state (XDG Base Directory Specification 0.8: ``$XDG_STATE_HOME``).
+    """
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    url = url.rstrip("/")
+    return state / "pol/recordings" / f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+
+
+def take_up(mirror: Mirror, progress: Progress, *, resume: bool) -> None:
+    """Make the working folder hold the newer of what is there and what is at the URL, and take the URL over.
+
+    The claimant holds the lock of the working folder.
+
+    Raises:
+        UsageError: the URL is not what ``resume`` says, or holds another recording than the working folder.
+        StoreError: the URL cannot be reached, or a disk refused.
+    """
+    folder, url = mirror.folder, mirror.place.url
+    fetched = Fetched(mirror.place, folder, progress=progress)
+    there = fetched.sizes()
+    if not resume and there.keys() - {LOCK, JOURNAL, SECRET, DATASET, ORDER}:
+        raise UsageError(f"{url} is not empty: give a new URL, or --resume to go on with an unfinished recording")
+    if ATTESTATION in there and LOCK not in there:
+        raise UsageError(f"{url} holds a complete proof already: there is nothing to resume")
+    begun = (folder / GENESIS).exists()
+    if resume and not begun and GENESIS not in there and not there:
+        raise UsageError(f"{url}: there is no recording to resume")
+    if GENESIS in there:
+        if begun and fetched.place.read(GENESIS, 0, there[GENESIS]) != (folder / GENESIS).read_bytes():
+            raise UsageError(
+                f"{folder} holds another recording than {url}: name another folder with --work, or remove this one"
+            )
+        if LOG in there and _lines(folder) < _lines_there(fetched):
+            for name in (JOURNAL, LOG):  # those at the URL go on further
+                (folder / name).unlink(missing_ok=True)
+        fetched.bring()
+    mirror.begin(there)
+
+
+def _lines(folder: Path) -> int:
+    path = folder / LOG
+    return ProofDirectory(folder).read(LOG, MAX_LOG_FILE).count(b"\n") if path.exists() else 0
+
+
+def _lines_there(fetched: Fetched) -> int:
+    return fetched.place.read(LOG, 0, fetched.size(LOG)).count(b"\n")
