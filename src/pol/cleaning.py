@@ -81,9 +81,11 @@ def clean(
     """
     store, found, tell = ProofDirectory(proof), Cleaned(), progress or (lambda *_: None)
     found.complete = store.has(ATTESTATION)
+    if not {ATTESTATION, GENESIS, LOCK, LOG, SECRET} & store.sizes().keys():
+        raise UsageError(f"{proof}: not a proof directory: there is neither {GENESIS} nor {LOG}")
     if openings is not None and not found.complete:
         raise UsageError(f"{proof}: the recording is not finished, so {openings} holds no openings of it")
-    with _lock(proof, needed=not (found.complete or dry_run), remove=found.complete and not dry_run):
+    with _lock(proof, needed=not (found.complete or dry_run)):
         garbage = _of_complete(store, found) if found.complete else _of_unfinished(store, found)
         if openings is not None:
             garbage += _answers(store, openings, tell)
@@ -95,32 +97,38 @@ def clean(
 
 
 @contextlib.contextmanager
-def _lock(proof: Path, *, needed: bool, remove: bool) -> Iterator[None]:
-    if not needed and not (proof / LOCK).exists():
+def _lock(proof: Path, *, needed: bool) -> Iterator[None]:
+    """Keeps recordings away; of a complete proof there is none, unless its lock says so."""
+    there = (proof / LOCK).exists()
+    if not needed and not there:
         yield
         return
     lock = Lock(proof)
     try:
         yield
     finally:
-        lock.release(remove=remove)
+        lock.release(remove=not there)
 
 
 def _of_complete(store: ProofDirectory, found: Cleaned) -> list[Path]:
+    _there(store, {GENESIS, LOG, JOURNAL, SECRET, DATASET})
     statement = read_attestation(store.read(ATTESTATION, 2 * MAX_ATTESTATION))
     genesis = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS))
     listed = {subject.name for subject in statement.subject}
-    needed = {checkpoint_path(step) for step in kept(genesis.spec)} | {GENESIS, LOG, JOURNAL, SECRET, DATASET}
-    if missing := sorted({*listed, *needed} - store.sizes().keys()):
-        raise IntegrityError(
-            f"{store.path / missing[0]}: needed for an answer, and not there: restore it from a copy. Nothing was "
-            "removed"
-        )
+    _there(store, listed | {checkpoint_path(step) for step in kept(genesis.spec)})
     found.states, found.kept = len(boundaries(genesis.spec)), len(kept(genesis.spec))
     garbage = [*leftovers(store.path), *([store.path / LOCK] if store.has(LOCK) else [])]
     known = {*listed, ATTESTATION, *(str(path.relative_to(store.path)) for path in garbage)}
     found.unknown = sorted(store.sizes().keys() - known)
     return garbage
+
+
+def _there(store: ProofDirectory, needed: set[str]) -> None:
+    if missing := sorted(needed - store.sizes().keys()):
+        raise IntegrityError(
+            f"{store.path / missing[0]}: needed for an answer, and not there: restore it from a copy. Nothing was "
+            "removed"
+        )
 
 
 def _of_unfinished(store: ProofDirectory, found: Cleaned) -> list[Path]:
@@ -133,8 +141,6 @@ def _of_unfinished(store: ProofDirectory, found: Cleaned) -> list[Path]:
         return [*leftovers(store.path), *recorded.unnamed]
     if LOG in sizes or any(checkpoint_step(name) is not None for name in sizes):
         raise IntegrityError(f"{store.path / GENESIS}: not there: restore it from a copy. Nothing was removed")
-    if not {LOCK, SECRET} & sizes.keys():
-        raise UsageError(f"{store.path}: not a proof directory: there is neither {GENESIS} nor {SECRET}")
     return [*leftovers(store.path), *(store.path / name for name in (SECRET, JOURNAL, DATASET, ORDER) if name in sizes)]
 
 

@@ -175,6 +175,7 @@ def record(
         raise UsageError(f"--threads {threads}: the signed genesis says {claims.profile.threads}; leave it out")
     if claims and deterministic and not claims.profile.deterministic:
         raise UsageError("--deterministic: the signed genesis says that the training is without; leave it out")
+    elsewhere = [] if work is None else ["--work", str(work)]
     own, key_path, key_made = signer(key)
     step, warned = 0, set[str]()
     with progress() as tell:
@@ -211,8 +212,7 @@ def record(
         except KeyboardInterrupt:
             given = [] if _registered(folder) else _given(every, keep, set_, threads, rule)
             given += ["--deterministic"] if deterministic and not _registered(folder) else []
-            given += ["--work", str(work)] if work is not None else []
-            command = _again(recipe, out, key, model, [*given, *beginning.words()], beacon)
+            command = _again(recipe, out, key, model, [*given, *elsewhere, *beginning.words()], beacon)
             raise output.Interrupted(f"Interrupted at step {step}. Go on with:\n  {command}") from None
     if model is not None and proof.attestation is not None:
         write_model(folder, model)
@@ -228,7 +228,7 @@ def record(
         key=str(key_path),
         key_made=key_made,
         checked=proof.checked,
-        next=_again(recipe, out, key, model, beginning.words(), "<nonce from your verifier>")
+        next=_again(recipe, out, key, model, [*elsewhere, *beginning.words()], "<nonce from your verifier>")
         if genesis_only
         else _check(recipe, out, folder, model, beginning, summary),
     )
