@@ -51,6 +51,11 @@ MAY_IMPORT = {
         *NAMING,
     },
     "doctor": {"executors", "prover", *NAMING},
+    # It makes a proof of a few steps, and has it read by the verifier itself.
+    "planner": {
+        *("proof", "executors", "store", "keys", "unfinished", "prover", "auditor", "checkpoint", "verifier"),
+        *NAMING,
+    },
     "policies": {"proof", "keys"},
     "release": {"checkpoint", "proof", "remote.fetched", "store"},
     "responder": {"proof", "store", "checkpoint", "exchange", "auditor", "remote.fetched", "replay.recipe"},

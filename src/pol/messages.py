@@ -13,7 +13,7 @@ from pol.declaration import Declaration
 from pol.interval import Interval, Momenta, Rates
 from pol.profile import Platform, Profile
 from pol.statetree import StateRoot
-from pol.traces import Held, Note, Observation, Operation, Setting
+from pol.traces import Held, Note, Observation, Operation, Setting, Timings
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,6 +150,22 @@ class Probe(Job, frozen=True, kw_only=True):
     """Only take the time of the steps, and note the last one: for comparing flags."""
 
 
+class Measure(Job, frozen=True, kw_only=True):
+    """The first steps, recorded as a run's are, with a clock on each part; for planning one."""
+
+    every: int
+    """Steps of an interval."""
+    keep: int
+    """The state after every ``keep``-th interval is written into ``directory``, while nothing else is done."""
+    directory: str
+    batch_key: str
+    seconds: float
+    """When no further steps are begun."""
+    least: int
+    """Steps that are taken, however long that is; all, if the training has fewer."""
+    most: int
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An answer of a training process."""
 
@@ -282,6 +298,16 @@ class Probed(Event, frozen=True, kw_only=True):
     platform: Platform
 
 
+class Measured(Event, frozen=True, kw_only=True):
+    """What a measurement found; ``Finished`` follows."""
+
+    declaration: Declaration
+    batches_per_step: int
+    steps: int
+    """That were taken."""
+    timings: Timings
+
+
 class Finished(Event, frozen=True, kw_only=True):
     """The job is done."""
 
@@ -302,7 +328,19 @@ class Failed(Event, frozen=True, kw_only=True):
     """The program's own error, or the system's: nothing that this package refuses."""
 
 
-JobType = Build | Control | Trial | Train | Replay | TrustingReplay | Probe
+JobType = Build | Control | Trial | Train | Replay | TrustingReplay | Probe | Measure
 EventType = (
-    Built | Controlled | Tried | Opened | Stepped | Recorded | Reached | Observed | Traced | Probed | Finished | Failed
+    Built
+    | Controlled
+    | Tried
+    | Opened
+    | Stepped
+    | Recorded
+    | Reached
+    | Observed
+    | Traced
+    | Probed
+    | Measured
+    | Finished
+    | Failed
 )
