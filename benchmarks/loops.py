@@ -3,15 +3,18 @@
 ``bare`` is the loop that a user would write: shuffled batches, the same transform and collation, nothing recorded.
 ``save2021`` is that loop with the method of Jia et al. (IEEE S&P 2021): every k steps the state dicts of model,
 optimizer and schedule go through ``torch.save``, and the order of the samples is kept. ``audit2021`` takes the
-steps of every interval again from those files and measures the four distances to the next one.
+steps of every interval again from those files and measures the four distances to the next one. ``sha256`` is the loop
+with what libraries nearby do: every k steps SHA-256 of the whole state on one thread, and nothing stored.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pol.replay import jobs  # noqa: F401  # as a training process has it: memory is compared, too
 from pol.replay.data import default_collate
 from pol.replay.recipe import Recipe, load
+from pol.replay.tensors import content
 
 
 def main() -> None:
@@ -31,34 +36,43 @@ def main() -> None:
     if request["loop"] == "audit2021":
         answer = audit2021(recipe, request["every"], folder)
     else:
-        answer = train(recipe, request["every"], folder if request["loop"] == "save2021" else None)
+        after: dict[str, Callable[[Any, int], object] | None] = {
+            "bare": None,
+            "save2021": lambda parts, step: save(parts, folder / f"model_step_{step}"),
+            "sha256": lambda parts, _: hash_all(parts),
+        }
+        answer = train(recipe, request["every"], after[request["loop"]], folder)
+    answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(answer))
 
 
-def train(recipe: Recipe, every: int, folder: Path | None) -> dict[str, Any]:
-    """Train to the end; returns when each interval was done."""
+def train(recipe: Recipe, every: int, after: Callable[[Any, int], object] | None, folder: Path) -> dict[str, Any]:
+    """Train to the end, with ``after(parts, step)`` at the beginning and after each interval.
+
+    Returns the seconds of each interval without that, and in it.
+    """
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     parts, data = SimpleNamespace(**recipe.build()), recipe.data()
     order = [torch.randperm(len(data)).tolist() for _ in range(recipe.num_epochs)]
     steps = list(batches(order, recipe.batch_size))
-    parameters = sum(parameter.numel() for parameter in parts.model.parameters())
-    if folder:
-        np.save(folder / "indices.npy", np.concatenate(order))
-        save(parts, folder / "model_step_0")
-    marks, fetching = {}, 0.0
+    np.save(folder / "indices.npy", np.concatenate(order))
+    if after:
+        after(parts, 0)
+    intervals: list[float] = []
+    spent, started = 0.0, time.perf_counter()
     for step, indices in enumerate(steps, start=1):
-        asked = time.perf_counter()
-        batch = fetch(recipe, data, indices, rng)
-        fetching += time.perf_counter() - asked
-        loss = recipe.step(parts, batch)
+        loss = recipe.step(parts, fetch(recipe, data, indices, rng))
         if not np.isfinite(float(loss)):
             raise SystemExit(f"step {step}: the loss is {float(loss)}")
         if step % every == 0 or step == len(steps):
-            if folder:
-                save(parts, folder / f"model_step_{step}")
-            marks[step] = time.perf_counter()
-    return {"marks": marks, "parameters": parameters, "fetching": fetching}
+            intervals.append(time.perf_counter() - started)
+            asked = time.perf_counter()
+            if after:
+                after(parts, step)
+            spent += time.perf_counter() - asked
+            started = time.perf_counter()
+    return {"steps": len(steps), "intervals": intervals, "after": spent}
 
 
 def audit2021(recipe: Recipe, every: int, folder: Path) -> dict[str, Any]:
@@ -103,6 +117,27 @@ def restore(parts: Any, path: Path) -> None:
     saved = torch.load(path, weights_only=True)
     for name, part in vars(parts).items():
         part.load_state_dict(saved[name])
+
+
+def tensors(parts: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in the state dicts of model, optimizer and schedule."""
+    waiting = [part.state_dict() for part in vars(parts).values()]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, torch.Tensor):
+            yield found
+        elif isinstance(found, dict):
+            waiting += found.values()
+        elif isinstance(found, list | tuple):
+            waiting += found
+
+
+def hash_all(parts: Any) -> bytes:
+    """SHA-256 of all these tensors on this thread; nothing is copied."""
+    hasher = hashlib.sha256()
+    for tensor in tensors(parts):
+        hasher.update(content(tensor))
+    return hasher.digest()
 
 
 def between(model: torch.nn.Module, claimed: dict[str, torch.Tensor]) -> list[float]:

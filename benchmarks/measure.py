@@ -1,228 +1,257 @@
-"""Takes the measurements: each in a fresh process, one kind after the other, then all of them again."""
+"""Takes the measurements, one unit after the other, each in processes of its own; what is done is kept in a file.
+
+A unit is one recording with its blocks, the memory of one training, its audit, or the rates of hashing. A run that is
+interrupted goes on with the first unit that is missing.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from benchmarks.cases import Case
-from pol.auditor import LocalAuditor
+from benchmarks import audits
+from benchmarks.cases import BARE, METHOD2021, RECORDER, SHA256, Case, Schedule
+from benchmarks.result import Audit, Hashing, Measured, Memory, Recording, Spread, convert
 from pol.keys import SigningKey
-from pol.messages import EventType, Segment
 from pol.profile import Profile, environment
-from pol.proof.policy import Challenge, Policy
-from pol.proof.report import Verdict
 from pol.prover import record
-from pol.verifier import verify
+from pol.render.text import duration
 
 ROOT = Path(__file__).parent.parent
+ALTERNATING = Path(__file__).with_name("alternating.py")
 
-FETCH = "fetch in the bare loop"
+AUDITED_EVERY = 10
+"""k of the audited recordings: that of the target, and the default of ``pol record``."""
+
+MEMORY_STEPS = 13
+"""Steps of the trainings whose memory is measured: three times four of one state each, and the one that closes them."""
+MEMORY_KEEP = 4
 
 Say = Callable[[str], None]
 
 
-class Ratio(msgspec.Struct, frozen=True):
-    """A figure of several repetitions."""
+@dataclass(frozen=True)
+class Options:
+    """What all measurements share."""
 
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: list[float]) -> Ratio:
-        """Median and range."""
-        return cls(statistics.median(values), min(values), max(values))
+    threads: int
+    data: Path | None
+    quick: bool
+    say: Say
 
 
-class Recording(msgspec.Struct, frozen=True):
-    """What one way of recording costs."""
+@dataclass(frozen=True)
+class Unit:
+    """One measurement."""
 
-    overhead: Ratio
-    """Seconds of a step over those of the bare loop in the same repetition, minus 1."""
-    checkpoint_bytes: int
-    """Of the last checkpoint's file."""
-    audit: Ratio
-    """Seconds of replaying all intervals over the bare seconds of their steps."""
-
-
-class Result(msgspec.Struct, frozen=True):
-    """The measurements of one case."""
-
-    case: str
+    key: str
     title: str
-    parameters: int
-    steps: int
-    every: int
-    state_bytes: int
-    """Content of the last state, without any file format."""
-    bare_step: Ratio
-    """Seconds of a step of the bare loop."""
-    recorder: Recording
-    method2021: Recording
-    one_off: Ratio
-    """Seconds of a recording that do not grow with its steps: dry builds, control run, dataset root, attestation."""
-    verify: Ratio
-    """Seconds of a whole verification over the bare seconds of the steps that it replays."""
-    verify_rest: Ratio
-    """Seconds of a verification outside of the replay."""
-    parts: dict[str, float]
-    """Seconds per interval in each part of the recorder, and in the bare loop's fetching."""
+    seconds: float
+    """About how long it takes on two quiet cores."""
+    take: Callable[[], Any]
 
 
-def measure(case: Case, threads: int, repetitions: int, say: Say) -> Result:
-    """All measurements of a case."""
-    kinds: dict[str, list[dict[str, Any]]] = {"bare": [], "recorder": [], "method2021": []}
-    for repetition in range(repetitions):
-        with tempfile.TemporaryDirectory(prefix="pol-bench-") as folder:
-            once = {
-                "bare": lambda: bare(case, threads),
-                "recorder": lambda where=Path(folder): recorder(case, threads, where / "proof"),
-                "method2021": lambda where=Path(folder): method2021(case, threads, where),
-            }
-            for kind in _rotated(list(once), repetition):
-                say(f"{case.title}: repetition {repetition + 1} of {repetitions}, {kind}")
-                kinds[kind].append(once[kind]())
-    say(f"{case.title}: parts of the recorder")
-    with tempfile.TemporaryDirectory(prefix="pol-bench-") as folder:
-        parts = _child("benchmarks.parts", case, threads, folder=folder)
-    parts[FETCH] = statistics.median(run["fetching"] for run in kinds["bare"])
-    last = max(kinds["bare"][0]["marks"])
-    intervals = -(-last // case.every)
-    return Result(
-        case=case.name,
-        title=case.title,
-        parameters=kinds["bare"][0]["parameters"],
-        steps=last,
-        every=case.every,
-        state_bytes=kinds["recorder"][0]["state_bytes"],
-        bare_step=Ratio.of([per_step(run["marks"]) for run in kinds["bare"]]),
-        recorder=_recording(kinds["bare"], kinds["recorder"]),
-        method2021=_recording(kinds["bare"], kinds["method2021"]),
-        one_off=Ratio.of([run["record"] - last * per_step(run["marks"]) for run in kinds["recorder"]]),
-        verify=Ratio.of(
-            [
-                run["verify"] / (run["audited"] * per_step(plain["marks"]))
-                for plain, run in zip(kinds["bare"], kinds["recorder"], strict=True)
-            ]
-        ),
-        verify_rest=Ratio.of([run["verify"] - run["audit"] for run in kinds["recorder"]]),
-        parts={name: seconds / intervals for name, seconds in parts.items()},
-    )
+START = 15.0
+"""Seconds of builds, control run and start-up of a recording, about."""
 
 
-def _rotated(names: list[str], by: int) -> list[str]:
-    return names[by % len(names) :] + names[: by % len(names)]  # so that a drift of the machine favours none
+def units(case: Case, options: Options) -> list[Unit]:
+    """All that is measured of a training."""
+    found = [
+        Unit("hashing", f"{case.title}: hashing", 20.0, lambda: _hashing(options)),
+        *(_recorded(case, schedule, options) for schedule in case.schedules),
+        Unit("memory", f"{case.title}: memory", 40 + 40 * case.step, lambda: _memory(case, options)),
+    ]
+    if case.audit:
+        seconds = START + 4.5 * case.audit * AUDITED_EVERY * case.step * 1.6  # one thread instead of two
+        title = f"{case.title}: audit of {case.audit} intervals"
+        found.append(Unit("audit", title, seconds, lambda: _audit(case, options)))
+    return found
 
 
-def _recording(plain: list[dict[str, Any]], runs: list[dict[str, Any]]) -> Recording:
-    pairs = [(run, per_step(base["marks"])) for base, run in zip(plain, runs, strict=True)]
-    return Recording(
-        overhead=Ratio.of([per_step(run["marks"]) / step - 1 for run, step in pairs]),
-        checkpoint_bytes=runs[0]["checkpoint_bytes"],
-        audit=Ratio.of([run["audit"] / (run["audited"] * step) for run, step in pairs]),
-    )
+def _recorded(case: Case, schedule: Schedule, options: Options) -> Unit:
+    title = f"{case.title}: k = {schedule.every}, {schedule.kept}"
+    steps = schedule.warm + schedule.cycles * sum(steps for _, steps in schedule.cycle)
+    key = f"k={schedule.every},K={schedule.keep}"
+    return Unit(key, title, START + 1.15 * steps * case.step, lambda: _recording(case, schedule, options))
 
 
-def per_step(marks: dict[int, float]) -> float:
-    """Seconds per step: the median over the intervals after the first, which bursts of other load hardly move."""
-    ordered = sorted(marks.items())
-    return statistics.median(
-        (later - earlier) / (stop - start) for (start, earlier), (stop, later) in pairwise(ordered)
-    )
+class Kept:
+    """What was measured until now, in a file; ``path`` None: nowhere."""
+
+    def __init__(self, path: Path | None, begun: dict[str, Any], say: Say) -> None:
+        self._path, self._begun = path, begun
+        self._found: dict[str, Any] = {}
+        if path is None or not path.exists():
+            return
+        saved = json.loads(path.read_text())
+        if saved["begun"] != begun:
+            say(f"{path} was begun with other options, code or data: measuring everything anew")
+            return
+        self._found = saved["found"]
+        say(f"going on: {len(self._found)} measurements are in {path}")
+
+    def get(self, key: str) -> Any:
+        """A measurement, if there is one."""
+        return self._found.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keep one."""
+        self._found[key] = value
+        if self._path is not None:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"begun": self._begun, "found": self._found}))
+            temporary.replace(self._path)
+
+    def done(self) -> None:
+        """All is measured: the file is not needed any more."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
 
 
-# -- one run of each kind ---------------------------------------------------------------------------------------
+def code() -> str:
+    """Digest of this package and of the benchmarks: with other code, what was measured is of something else."""
+    hasher = hashlib.sha256()
+    for file in sorted([*(ROOT / "src").rglob("*.py"), *ALTERNATING.parent.glob("*.py")]):
+        hasher.update(file.read_bytes())
+    return hasher.hexdigest()
 
 
-def bare(case: Case, threads: int) -> dict[str, Any]:
-    """The plain loop."""
-    return _loop("bare", case, threads, "")
+class Pace:
+    """How long the rest will take, from how long the units before took."""
+
+    def __init__(self, left: float) -> None:
+        self._left, self._expected, self._taken = left, 0.0, 0.0
+
+    def took(self, unit: Unit, seconds: float) -> None:
+        """A unit is done."""
+        self._left -= unit.seconds
+        self._expected += unit.seconds
+        self._taken += seconds
+
+    def left(self) -> str:
+        """In words."""
+        factor = self._taken / self._expected if self._expected else 1.0
+        return f"about {duration(self._left * factor)} left"
 
 
-def method2021(case: Case, threads: int, folder: Path) -> dict[str, Any]:
-    """The plain loop with ``torch.save``, and the replay of all its intervals."""
-    run = _loop("save2021", case, threads, str(folder))
-    last = max(run["marks"])
-    audit = _loop("audit2021", case, threads, str(folder))
-    size = (folder / f"model_step_{last}").stat().st_size
-    return {**run, "checkpoint_bytes": size, "audit": audit["seconds"], "audited": last}
+def measure(cases: list[Case], options: Options, kept: Kept) -> dict[str, dict[str, Any]]:
+    """All units of the cases: for each of these, what was measured by key."""
+    todo = [(case, unit) for case in cases for unit in units(case, options)]
+    pace = Pace(sum(unit.seconds for case, unit in todo if kept.get(f"{case.name} {unit.key}") is None))
+    found: dict[str, dict[str, Any]] = {case.name: {} for case in cases}
+    for number, (case, unit) in enumerate(todo, start=1):
+        key = f"{case.name} {unit.key}"
+        if (value := kept.get(key)) is None:
+            options.say(f"{number} of {len(todo)}: {unit.title} ({pace.left()})")
+            started = time.monotonic()
+            value = msgspec.to_builtins(unit.take())
+            pace.took(unit, time.monotonic() - started)
+            kept.put(key, value)
+        found[case.name][unit.key] = value
+    return found
 
 
-def recorder(case: Case, threads: int, out: Path) -> dict[str, Any]:
-    """A recording as any user makes it, and its verification with all intervals challenged."""
-    marks: dict[int, float] = {}
-
-    def progress(phase: str, done: int, _: int | None) -> None:
-        if phase == "training" and done:
-            marks[done] = time.perf_counter()  # of a boundary's two calls, that of its record comes last
-
-    started = time.perf_counter()
-    record(
-        case.recipe, out, key=SigningKey.generate(), every=case.every, settings=case.settings,
-        profile=Profile(threads=threads), progress=progress,
+def measured(case: Case, made: Any, found: dict[str, Any]) -> Measured:
+    """The measurements of a case as one value."""
+    recordings = [value for key, value in found.items() if key.startswith("k=")]
+    audit = found.get("audit")
+    return Measured(
+        case=case.name, title=case.title, made=made, recordings=msgspec.convert(recordings, list[Recording]),
+        memory=msgspec.convert(found["memory"], Memory), audit=None if audit is None else msgspec.convert(audit, Audit),
+        hashing=msgspec.convert(found["hashing"], Hashing),
     )  # fmt: skip
-    seconds = time.perf_counter() - started
-    last = max(marks)
-    checkpoint = max((out / "checkpoints").iterdir())
-    with Auditor(case.recipe) as auditor:
-        report = verify(out, policy=Policy(challenge=Challenge(strategy="all")), auditor=auditor)
-    if report.verdict is not Verdict.ACCEPT:
-        raise SystemExit(f"{case.title}: {report.verdict}: {report.reason()}")
-    return {
-        "marks": {step: when for step, when in marks.items() if step % case.every == 0 or step == last},
-        "record": seconds,
-        "checkpoint_bytes": checkpoint.stat().st_size,
-        "state_bytes": _content_bytes(checkpoint),
-        "audit": auditor.seconds,
-        "audited": auditor.steps,
-        "verify": report.seconds,
-    }
 
 
-class Auditor(LocalAuditor):
-    """Notes how long the replay takes, the comparison of what it yields included."""
+# -- one unit of each kind ----------------------------------------------------------------------------------------
 
-    seconds = 0.0
-    steps = 0
 
-    def replay(self, *args: Any, **options: Any) -> Iterator[EventType]:
-        segments: list[Segment] = args[4]
-        self.steps += sum(segment.stop - segment.start for segment in segments)
+def _settings(case: Case, steps: int, options: Options) -> dict[str, Any]:
+    settings = case.lasting(steps)
+    return {**settings, "path": str(options.data)} if case.needs_data else settings
+
+
+def _recording(case: Case, schedule: Schedule, options: Options) -> Recording:
+    found = _blocks(case, schedule, schedule.steps + 1, options)
+    return convert({**found, "every": schedule.every, "keep": schedule.keep}, Recording)
+
+
+def _blocks(case: Case, schedule: Schedule, steps: int, options: Options) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="pol-bench-") as folder:
+        return _child(
+            "recorded", options.threads, recipe=f"{ALTERNATING}:{case.alternating}", folder=folder,
+            settings=_settings(case, steps, options), schedule=msgspec.to_builtins(schedule), every=schedule.every,
+            keep=schedule.keep,
+        )  # fmt: skip
+
+
+def _memory(case: Case, options: Options) -> Memory:
+    alone = Schedule(1, MEMORY_KEEP, [], cycles=0, warm=MEMORY_STEPS - 1)  # a recording that nothing interrupts
+    found = _blocks(case, alone, MEMORY_STEPS, options)
+    peak = {RECORDER: found["memory"]}
+    for arm, loop in ((BARE, "bare"), (METHOD2021, "save2021"), (SHA256, "sha256")):
+        with tempfile.TemporaryDirectory(prefix="pol-bench-") as folder:
+            peak[arm] = _loop(loop, case, MEMORY_STEPS, 1, options.threads, options, folder)["memory"]
+    return Memory(peak=peak, recording=found["recording_memory"])
+
+
+def _hashing(options: Options) -> Hashing:
+    size, repetitions = (2**22, 2) if options.quick else (2**29, 7)
+    found = _child("hashing", options.threads, size=size, repetitions=repetitions)
+    return convert(found, Hashing)
+
+
+def _audit(case: Case, options: Options) -> Audit:
+    """The same steps in the bare loop with the checkpoints of 2021, recorded, and both audited; bare once more."""
+    steps = case.audit * AUDITED_EVERY
+    profile = Profile(threads=1)  # two cores are then for two processes
+    with tempfile.TemporaryDirectory(prefix="pol-bench-") as name:
+        folder = Path(name)
+        plain = _loop("save2021", case, steps, AUDITED_EVERY, 1, options, name)
+        times: list[float] = []
+        began = time.perf_counter()
+        record(
+            case.recipe, folder / "proof", key=SigningKey.generate(), every=AUDITED_EVERY, profile=profile,
+            settings=_settings(case, steps, options),
+            progress=lambda phase, *_: times.append(time.perf_counter()) if phase == "training" else None,
+        )  # fmt: skip
+        one_off = (times[0] - began) + (time.perf_counter() - times[-1])
+        verify, inner = {}, {}
+        for jobs in (1, 2) if audits.several() else (1,):
+            started = time.perf_counter()
+            inner[str(jobs)] = _child("audits", 1, proof=str(folder / "proof"), recipe=case.recipe, jobs=jobs)
+            verify[str(jobs)] = time.perf_counter() - started
         started = time.perf_counter()
-        yield from super().replay(*args, **options)
-        self.seconds += time.perf_counter() - started
+        _loop("audit2021", case, steps, AUDITED_EVERY, 1, options, name)
+        method2021 = time.perf_counter() - started
+        again = _loop("bare", case, -(-steps // 4), AUDITED_EVERY, 1, options, name)
+    intervals = [*plain["intervals"][1:], *again["intervals"][1:]]  # the first of each asks for memory
+    return Audit(
+        every=AUDITED_EVERY, intervals=-(-plain["steps"] // AUDITED_EVERY), steps=plain["steps"],
+        bare=Spread.of(intervals), verify=verify, inner=inner, method2021=method2021, one_off=one_off,
+    )  # fmt: skip
 
 
-def _content_bytes(checkpoint: Path) -> int:
-    with checkpoint.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    return checkpoint.stat().st_size - 8 - header
+def _loop(
+    loop: str, case: Case, steps: int, every: int, threads: int, options: Options, folder: str
+) -> dict[str, Any]:  # fmt: skip
+    settings = _settings(case, steps, options)
+    return _child("loops", threads, loop=loop, recipe=case.recipe, settings=settings, every=every, folder=folder)
 
 
-def _loop(loop: str, case: Case, threads: int, folder: str) -> dict[str, Any]:
-    answer = _child("benchmarks.loops", case, threads, folder=folder, loop=loop)
-    if "marks" in answer:
-        answer["marks"] = {int(step): when for step, when in answer["marks"].items()}
-    return answer
-
-
-def _child(module: str, case: Case, threads: int, **request: str) -> dict[str, Any]:
+def _child(module: str, threads: int, **request: Any) -> dict[str, Any]:
     """Run a module of this package in a process that gets the environment of a training process."""
-    request = {
-        "recipe": case.recipe, "settings": case.settings, "every": case.every, "threads": threads, **request
-    }  # fmt: skip
-    command = [sys.executable, "-m", module, json.dumps(request)]
+    command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps({**request, "threads": threads})]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(Profile(threads=threads)), stdout=subprocess.PIPE, text=True, check=True
     )

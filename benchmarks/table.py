@@ -2,61 +2,154 @@
 
 from __future__ import annotations
 
-from benchmarks.measure import FETCH, Ratio, Recording, Result
-from benchmarks.parts import BESIDE
+from benchmarks import limits
+from benchmarks.cases import ARMS, BARE, LAST, METHOD2021, RECORDER
+from benchmarks.overhead import Overhead, bare_step, interval_bytes
+from benchmarks.page import row
+from benchmarks.result import Made, Measured, Recording, Results, Spread
+from benchmarks.targets import Row, arms, percent, recording, rows
+
+NOT_MEASURED = "not measured"
 
 
-def markdown(results: list[Result]) -> str:
-    """One table of the costs, and one of where the recorder spends them."""
-    return "\n\n".join([_costs(results), *map(_parts, results)])
+def markdown(results: Results, figure: str | None = None) -> str:
+    """Everything: the targets, the costs of every training, and where they come from."""
+    parts = ["## Targets", targets(results), *_unmet(results)]
+    if figure is not None:
+        parts += ["## What every arm costs", f"![Overhead of each arm]({figure})"]
+    for measured in results.measured:
+        parts += [f"## {measured.title}", _about(measured), costs(measured), memory(measured)]
+        if measured.audit is not None:
+            parts.append(audit(measured))
+        parts += [_parts(one) for one in measured.recordings]
+    parts += [f"*{title}* was not measured: {why}." for title, why in results.left_out.items()]
+    return "\n\n".join(parts)
 
 
-def _costs(results: list[Result]) -> str:
-    lines = [
-        "| training | method | overhead | bytes per checkpoint | of the raw state | audit over bare steps |",
-        "|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        training = (
-            f"{result.title}, {result.parameters:,} parameters, k = {result.every}, {result.steps} steps "
-            f"of {_number(1000 * result.bare_step.median)} ms"
+def page(results: Results, figure: str) -> str:
+    """The page that is checked in."""
+    quick = any(measured.made.quick for measured in results.measured)
+    notes = ["Tiny sizes (`--quick`): these numbers mean nothing."] if quick else []
+    made = [_made(measured.title, measured.made) for measured in results.measured]
+    head = "How all this is measured, and what the words mean: [Benchmarks](../benchmarks.md)."
+    return "\n\n".join(["# What recording and auditing cost", *notes, head, *made, markdown(results, figure)]) + "\n"
+
+
+def _made(title: str, made: Made) -> str:
+    return (
+        f"{title}: `{made.command}`, begun {made.started}, on {made.processor}, {made.cores} cores, {made.system}, "
+        f"Python {made.python}, torch {made.torch}, pol {made.pol}; {made.threads} threads per training process, "
+        f"load {made.load_before:.2f} before and {made.load_after:.2f} after."
+    )
+
+
+# -- targets ------------------------------------------------------------------------------------------------------
+
+
+def targets(results: Results) -> str:
+    """One row for each target."""
+    head = ["", "to beat", "2021, here", "target", "measured", "met"]
+    return "\n".join([row(head), row(["---"] * len(head)), *map(_target, rows(results))])
+
+
+def _target(found: Row) -> str:
+    sign = "≥" if found.at_least else "≤"
+    target = f"{sign} {found.show(found.target)}"
+    measured = NOT_MEASURED if found.measured is None else f"**{found.show(found.measured)}**"
+    met = {None: "—", True: "yes", False: "**no**"}[found.met]
+    return row([found.what, found.to_beat, found.method2021 or "—", target, measured, met])
+
+
+def _unmet(results: Results) -> list[str]:
+    missed = [found for found in rows(results) if found.met is False]
+    return [f"**Not met: {found.what}.** {found.profile}" for found in missed]
+
+
+# -- costs --------------------------------------------------------------------------------------------------------
+
+
+def _about(measured: Measured) -> str:
+    first = measured.recordings[0]
+    steps = "; ".join(
+        f"{1e3 * bare_step(one).median:.3g} ms ({1e3 * bare_step(one).low:.3g}–{1e3 * bare_step(one).high:.3g})"
+        for one in measured.recordings
+    )
+    return (
+        f"{first.parameters:,} parameters; a state has {first.state_bytes / 1e6:.3g} MB. A bare step takes {steps}: "
+        "median and quartiles of the bare blocks, one figure for each recording."
+    )
+
+
+def costs(measured: Measured) -> str:
+    """Overhead of each arm by both estimates, and what it stores."""
+    head = ["arm", "k", "kept", "whole blocks", "by clocks", "training waits", "CPU beside", "bytes per interval"]
+    lines = [row(head), row(["---"] * len(head))]
+    for one in arms(measured):
+        whole = "—" if one.whole is None else spread(one.whole)
+        clocked = spread(one.clocked)
+        if one.resolved:
+            whole = f"**{whole}**"
+        else:
+            clocked = f"**{clocked}**"
+        waits, beside = f"{1e3 * one.waiting:.3g} ms", f"{1e3 * one.beside:.3g} ms"
+        lines.append(
+            row([ARMS[one.arm], str(one.every), _kept(one), whole, clocked, waits, beside, _stored(measured, one)])
         )
-        for method, measured in (("this package", result.recorder), ("2021", result.method2021)):
-            lines.append(f"| {training} | {method} | {_row(measured, result.state_bytes)} |")
     return "\n".join(lines)
 
 
-def _row(measured: Recording, state_bytes: int) -> str:
-    share = measured.checkpoint_bytes / state_bytes
-    return f"{_percent(measured.overhead)} | {measured.checkpoint_bytes:,} | {share:.3f} | {_times(measured.audit)}"
+def _kept(one: Overhead) -> str:
+    if one.arm == RECORDER:
+        return "first and last" if one.keep == LAST else f"K = {one.keep}"
+    return "every interval" if one.arm == METHOD2021 else "nothing"
 
 
-def _parts(result: Result) -> str:
-    interval = result.every * result.bare_step.median
-    lines = [
-        f"{result.title}: one recording takes {_number(result.one_off.median)} s "
-        f"({_number(result.one_off.low)}–{_number(result.one_off.high)}) that do not grow with its steps. "
-        f"A whole verification of all {result.steps} steps takes {_times(result.verify)} × their bare time, "
-        f"of which {_number(result.verify_rest.median)} s are outside of the replay.",
-        "",
-        f"| part of the recorder ({result.title}) | ms per interval | of the bare interval |",
-        "|---|---|---|",
-    ]
-    for name, seconds in result.parts.items():
-        lines.append(f"| {name} | {_number(1000 * seconds)} | {100 * seconds / interval:.2f} % |")
-    own = sum(seconds for name, seconds in result.parts.items() if name not in (*BESIDE, FETCH))
-    extra = own - result.parts[FETCH]
-    lines.append(f"| **added to the training thread** | {_number(1000 * extra)} | {100 * extra / interval:.2f} % |")
+def _stored(measured: Measured, one: Overhead) -> str:
+    if one.arm != RECORDER:
+        return f"{measured.recordings[0].state_bytes:,}" if one.arm == METHOD2021 else "32"
+    found = recording(measured, one.every, one.keep or 0)
+    assert found is not None
+    return f"{interval_bytes(found):,.0f}"
+
+
+def spread(found: Spread) -> str:
+    """Median and quartiles of an overhead."""
+    return f"{percent(found.median)} ({percent(found.low)} to {percent(found.high)})"
+
+
+def memory(measured: Measured) -> str:
+    """Peak memory of each arm over the bare loop, in bytes and in states."""
+    peak, state = measured.memory.peak, measured.recordings[0].state_bytes
+    head = ["arm", "peak memory of the training process", "over the bare loop", "in states"]
+    lines = [row(head), row(["---"] * len(head))]
+    for arm, title in ARMS.items():
+        over = peak[arm] - peak[BARE]
+        shown = ["—", "—"] if arm == BARE else [f"{over / 1e6:+.0f} MB", f"{over / state:+.2f}"]
+        lines.append(row([title, f"{peak[arm] / 1e6:.0f} MB", *shown]))
+    signing = f"The process that signs and writes the log takes {measured.memory.recording / 1e6:.0f} MB beside it."
+    return "\n".join([*lines, "", signing])
+
+
+def audit(measured: Measured) -> str:
+    """The audit of a training."""
+    found = measured.audit
+    assert found is not None
+    head = [f"audit of {found.intervals} intervals of k = {found.every}", "wall", "over the bare steps"]
+    lines = [row(head), row(["---"] * len(head))]
+    lines.append(row(["bare steps, one thread", f"{found.compute:.1f} s", "1"]))
+    for jobs, wall in found.verify.items():
+        title = f"`verify`, {jobs} process{'es' if jobs != '1' else ''} of one thread"
+        lines.append(row([title, f"{wall:.1f} s", f"{wall / found.compute:.2f}"]))
+    lines.append(row(["2021", f"{found.method2021:.1f} s", f"{found.method2021 / found.compute:.2f}"]))
+    rest = (
+        f"What does not grow with the steps of a recording took {found.one_off:.1f} s: builds, control run, self-check."
+    )
+    return "\n".join([*lines, "", *(limits.audit(found, int(jobs)) for jobs in found.verify), "", rest])
+
+
+def _parts(found: Recording) -> str:
+    title = "first and last" if found.keep == LAST else f"K = {found.keep}"
+    head = [f"part of the recorder, k = {found.every}, {title}", "ms per step", "of the bare step"]
+    lines = [row(head), row(["---"] * len(head))]
+    lines += [row([name, f"{milli:.3g}", f"{100 * share:.2g} %"]) for name, milli, share in limits.parts(found)]
     return "\n".join(lines)
-
-
-def _percent(ratio: Ratio) -> str:
-    return f"{100 * ratio.median:+.1f} % ({100 * ratio.low:+.1f} to {100 * ratio.high:+.1f})"
-
-
-def _times(ratio: Ratio) -> str:
-    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
