@@ -31,7 +31,8 @@ UNFINISHED = Path(".bench-unfinished.json")
 
 def main() -> None:
     threads.check()
-    options, parser = _parse()
+    parser = _parser()
+    options = parser.parse_args()
     cases, left_out = _chosen(parser, options)
     with tempfile.TemporaryDirectory(prefix="pol-bench-") as folder:
         data = options.data
@@ -57,7 +58,7 @@ def main() -> None:
     kept.done()
 
 
-def _parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--data", type=Path, metavar="FILE.npz", help="CIFAR-10, decoded (python -m benchmarks.cifar)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, once: shows that it runs, measures nothing")
@@ -73,9 +74,9 @@ def _parse() -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     )
     parser.add_argument(
         "--unfinished", type=Path, metavar="FILE",
-        help=f"where measurements are kept until all are done, to go on after an interruption (default: {UNFINISHED}; nowhere with --quick)",
+        help=f"keeps what is measured until all is, to go on after an interruption ({UNFINISHED}; none if --quick)",
     )  # fmt: skip
-    return parser.parse_args(), parser
+    return parser
 
 
 def _chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> tuple[list[Case], dict[str, str]]:

@@ -8,7 +8,7 @@ from html import escape
 from benchmarks.cases import ARMS, LAST, METHOD2021, RECORDER, SHA256
 from benchmarks.overhead import Overhead
 from benchmarks.result import Results
-from benchmarks.targets import arms, percent
+from benchmarks.targets import AT_MOST, arms, percent
 
 ROW, LABEL, AXIS, TOP, RIGHT = 19, 236, 440, 62, 92
 """Sizes in pixels: the height of a row, the width of its label and of the axis, the head, and the numbers."""
@@ -27,7 +27,7 @@ FONT = "font-family='system-ui, sans-serif' font-size='12'"
 
 def figure(results: Results) -> str:
     """The figure."""
-    found = [(measured.title, arms(measured)) for measured in results.measured]
+    found = [(measured, arms(measured)) for measured in results.measured]
     height = TOP + sum(ROW * (len(each) + 1) + 10 for _, each in found) + 34
     width = LABEL + AXIS + RIGHT
     parts = [
@@ -40,10 +40,12 @@ def figure(results: Results) -> str:
         *_axis(TOP, height - 34),
     ]
     y = float(TOP)
-    for title, each in found:
-        parts.append(_text(12, y + 14, title, weight="600"))
+    for measured, each in found:
+        parts.append(_text(12, y + 14, measured.title, weight="600"))
         y += ROW
         for one in each:
+            if (target := AT_MOST.get((measured.case, one.every, one.keep or 0))) is not None:
+                parts.append(_bar(_x(target), y + ROW / 2))
             parts += _row(y, one)
             y += ROW
         y += 10
@@ -61,8 +63,13 @@ def _legend(y: float) -> list[str]:
         parts += [_mark(x + 5, y - 4, arm, colour, filled=True), _text(x + 15, y, ARMS[arm])]
         x += 40 + 6.6 * len(ARMS[arm])
     parts.append(_mark(x + 5, y - 4, RECORDER, "#1f2933", filled=False))
-    parts.append(_text(x + 15, y, "hollow: by clocks, where whole blocks do not agree"))
+    parts.append(_text(x + 15, y, "hollow: by clocks"))
+    parts += [_bar(x + 142, y - 4), _text(x + 152, y, "target")]
     return parts
+
+
+def _bar(x: float, y: float) -> str:
+    return f"<line x1='{x:.1f}' y1='{y - 8}' x2='{x:.1f}' y2='{y + 8}' stroke='#2e7d4f' stroke-width='2.5'/>"
 
 
 def _axis(top: float, bottom: float) -> list[str]:

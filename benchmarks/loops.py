@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import resource
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # what the first optimizer imports: a training process has it before it forks, too
 
-from pol.replay import jobs  # noqa: F401  # as a training process has it: memory is compared, too
+from pol.replay import jobs  # noqa: F401  # with the same
 from pol.replay.data import default_collate
 from pol.replay.recipe import Recipe, load
 from pol.replay.tensors import content
@@ -43,7 +46,22 @@ def main() -> None:
         }
         answer = train(recipe, request["every"], after[request["loop"]], folder)
     answer["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps(answer))
+    print(json.dumps(answer), flush=True)
+
+
+def forked() -> None:
+    """Do it in a fork, as a training process is one: what torch itself takes is then not counted in either."""
+    if (child := os.fork()) == 0:
+        status = 1
+        try:
+            main()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if os.waitpid(child, 0)[1]:
+        raise SystemExit("the loop failed")
 
 
 def train(recipe: Recipe, every: int, after: Callable[[Any, int], object] | None, folder: Path) -> dict[str, Any]:
@@ -149,4 +167,4 @@ def between(model: torch.nn.Module, claimed: dict[str, torch.Tensor]) -> list[fl
 
 
 if __name__ == "__main__":
-    main()
+    forked()

@@ -39,8 +39,9 @@ class Overhead(msgspec.Struct, frozen=True):
 
     @property
     def resolved(self) -> bool:
-        """Whether whole blocks tell."""
-        return self.whole is not None and self.whole.high - self.whole.low < self.whole.median
+        """Whether whole blocks tell; fewer than three values may agree by chance."""
+        whole = self.whole
+        return whole is not None and whole.count > 2 and whole.high - whole.low < whole.median
 
     @property
     def counts(self) -> Spread:

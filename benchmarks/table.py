@@ -30,7 +30,10 @@ def page(results: Results, figure: str) -> str:
     """The page that is checked in."""
     quick = any(measured.made.quick for measured in results.measured)
     notes = ["Tiny sizes (`--quick`): these numbers mean nothing."] if quick else []
-    made = [_made(measured.title, measured.made) for measured in results.measured]
+    together: dict[Made, list[str]] = {}
+    for measured in results.measured:
+        together.setdefault(measured.made, []).append(measured.title)
+    made = [_made("; ".join(titles), made) for made, titles in together.items()]
     head = "How all this is measured, and what the words mean: [Benchmarks](../benchmarks.md)."
     return "\n\n".join(["# What recording and auditing cost", *notes, head, *made, markdown(results, figure)]) + "\n"
 
@@ -55,9 +58,9 @@ def targets(results: Results) -> str:
 def _target(found: Row) -> str:
     sign = "≥" if found.at_least else "≤"
     target = f"{sign} {found.show(found.target)}"
-    measured = NOT_MEASURED if found.measured is None else f"**{found.show(found.measured)}**"
+    measured = NOT_MEASURED if found.measured is None else f"**{found.show(found.measured)}**{found.more}"
     met = {None: "—", True: "yes", False: "**no**"}[found.met]
-    return row([found.what, found.to_beat, found.method2021 or "—", target, measured, met])
+    return row([found.what, found.to_beat, found.others or "—", target, measured, met])
 
 
 def _unmet(results: Results) -> list[str]:
