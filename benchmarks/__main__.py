@@ -45,7 +45,11 @@ def main() -> None:
         if not options.quick:
             _say(f"{len(cases)} trainings, about {duration(expected)} on two quiet cores; interrupt it at any time")
         started, load = datetime.now(UTC).isoformat(timespec="seconds"), os.getloadavg()[0]
-        found = measure(cases, shared, kept)
+        try:
+            found = measure(cases, shared, kept)
+        except KeyboardInterrupt:
+            _say("interrupted: the same command goes on with what is missing")
+            raise SystemExit(130) from None
         made = _made(options, started, load)
         results = Results(measured=[measured(case, made, found[case.name]) for case in cases], left_out=left_out)
     if options.json:

@@ -103,7 +103,7 @@ FULL = (
         RESNET, "ResNet-20 on CIFAR-10, SGD", f"{HERE / 'resnet.py'}:ResNet20",
         {"samples": 5120}, "ResNet",
         [
-            Schedule(1, LAST, rounds(8, 8, 1, METHOD2021, SHA256), cycles=7),
+            Schedule(1, LAST, rounds(8, 8, 1, METHOD2021, SHA256), cycles=6),
             Schedule(10, 10, rounds(10, 5, 10, METHOD2021, SHA256), cycles=2),
             Schedule(100, 1, rounds(10, 5, 10), cycles=2),
         ],

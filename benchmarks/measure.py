@@ -61,14 +61,14 @@ class Unit:
     take: Callable[[], Any]
 
 
-START = 15.0
+START = 10.0
 """Seconds of builds, control run and start-up of a recording, about."""
 
 
 def units(case: Case, options: Options) -> list[Unit]:
     """All that is measured of a training."""
     found = [
-        Unit("hashing", f"{case.title}: hashing", 20.0, lambda: _hashing(options)),
+        Unit("hashing", f"{case.title}: hashing", 12.0, lambda: _hashing(options)),
         *(_recorded(case, schedule, options) for schedule in case.schedules),
         Unit("memory", f"{case.title}: memory", 40 + 40 * case.step, lambda: _memory(case, options)),
     ]
@@ -253,7 +253,10 @@ def _child(module: str, threads: int, **request: Any) -> dict[str, Any]:
     """Run a module of this package in a process that gets the environment of a training process."""
     command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps({**request, "threads": threads})]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(Profile(threads=threads)), stdout=subprocess.PIPE, text=True, check=True
-    )
+        command, cwd=ROOT, env=environment(Profile(threads=threads)), stdout=subprocess.PIPE, text=True,
+        start_new_session=True,  # an interrupt comes to us alone, and we end it
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"benchmarks.{module} failed (exit code {done.returncode}); what it said stands above")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

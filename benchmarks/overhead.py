@@ -81,7 +81,8 @@ def _overhead(recording: Recording, arm: str, cores: int) -> Overhead:
     size = _together(recording) if arm == RECORDER else 1
     return Overhead(
         arm, recording.every, recording.keep if arm == RECORDER else None, Spread.of(_means(whole, size)),
-        Spread.of(_means(clocked, size)), statistics.mean(waiting), statistics.mean(beside),
+        Spread.of(_means(clocked, size)), statistics.median(_means(waiting, size)),
+        statistics.median(_means(beside, size)),
     )  # fmt: skip
 
 

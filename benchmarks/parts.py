@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pol.replay import writer
+from pol.replay import intervals, writer
 from pol.replay.data import BatchHasher
+from pol.replay.digests import Digests
 from pol.replay.driver import Driver
 from pol.replay.loader import Loader
 from pol.replay.parts import Parts
@@ -28,7 +29,8 @@ PARTS: dict[str, tuple[Any, str]] = {
     HOOK: (Driver, "_note_rates"),
     "take the state": (Parts, "capture"),
     "finite check": (State, "check_finite"),
-    "state root": (State, "root"),
+    "digests": (Digests, "of"),
+    "state tree": (intervals, "state_root"),
     "hand over to the writing thread": (Writer, "add"),
     "write and sync (other thread)": (writer, "save_atomically"),
 }

@@ -11,6 +11,9 @@ from benchmarks.targets import Row, arms, percent, recording, rows
 
 NOT_MEASURED = "not measured"
 
+TELLING = 50e6
+"""Bytes of a state from which peak memory is told in states, too: an interpreter's own varies by some megabytes."""
+
 
 def markdown(results: Results, figure: str | None = None) -> str:
     """Everything: the targets, the costs of every training, and where they come from."""
@@ -123,11 +126,12 @@ def spread(found: Spread) -> str:
 def memory(measured: Measured) -> str:
     """Peak memory of each arm over the bare loop, in bytes and in states."""
     peak, state = measured.memory.peak, measured.recordings[0].state_bytes
+    large = state > TELLING  # else the interpreter's own ups and downs are many states
     head = ["arm", "peak memory of the training process", "over the bare loop", "in states"]
     lines = [row(head), row(["---"] * len(head))]
     for arm, title in ARMS.items():
         over = peak[arm] - peak[BARE]
-        shown = ["—", "—"] if arm == BARE else [f"{over / 1e6:+.0f} MB", f"{over / state:+.2f}"]
+        shown = ["—", "—"] if arm == BARE else [f"{over / 1e6:+.0f} MB", f"{over / state:+.2f}" if large else "—"]
         lines.append(row([title, f"{peak[arm] / 1e6:.0f} MB", *shown]))
     signing = f"The process that signs and writes the log takes {measured.memory.recording / 1e6:.0f} MB beside it."
     return "\n".join([*lines, "", signing])
