@@ -33,6 +33,9 @@ def main() -> None:
     threads.check()
     parser = _parser()
     options = parser.parse_args()
+    if options.render:
+        _pages(options, _write(options.render, _read(options.render / f"{STEM}.json")))
+        return
     cases, left_out = _chosen(parser, options)
     with tempfile.TemporaryDirectory(prefix="pol-bench-") as folder:
         data = options.data
@@ -56,8 +59,7 @@ def main() -> None:
         options.json.write_bytes(_encode(results))
     if options.write:
         results = _write(options.write, results)
-    for shown in options.page:
-        page.write(shown, BLOCK, table.targets(results))
+    _pages(options, results)
     print(table.markdown(results))
     kept.done()
 
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--write", type=Path, metavar="FOLDER",
         help=f"write {STEM}.json, .md and .svg there; trainings that were not measured stay as they are there",
     )  # fmt: skip
+    parser.add_argument("--render", type=Path, metavar="FOLDER", help="write these anew from its JSON; measure nothing")
     parser.add_argument(
         "--page", type=Path, action="append", default=[], help="put the targets into the marked block of a page"
     )
@@ -128,11 +131,20 @@ def _write(folder: Path, results: Results) -> Results:
     return merged
 
 
+def _pages(options: argparse.Namespace, results: Results) -> None:
+    for shown in options.page:
+        page.write(shown, BLOCK, table.targets(results))
+
+
+def _read(path: Path) -> Results:
+    return msgspec.json.decode(path.read_bytes(), type=Results)
+
+
 def _merged(path: Path, results: Results) -> Results:
     """With the trainings of an earlier run that were not measured in this one."""
     if not path.exists():
         return results
-    earlier = msgspec.json.decode(path.read_bytes(), type=Results)
+    earlier = _read(path)
     by_case: dict[str, Measured] = {one.case: one for one in (*earlier.measured, *results.measured)}
     order = [case.name for case in FULL if case.name in by_case]
     titles = {one.title for one in by_case.values()}

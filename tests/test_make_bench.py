@@ -275,6 +275,19 @@ def test_trainings_that_were_not_measured_stay_as_they_are(tmp_path):
     assert msgspec.json.decode((tmp_path / "overhead.json").read_bytes(), type=Results) == again
 
 
+def test_tables_are_written_anew_without_measuring(tmp_path, monkeypatch):
+    program._write(tmp_path, results())
+    for name in ("overhead.md", "overhead.svg"):
+        (tmp_path / name).write_text("old")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- overhead: begin -->\n<!-- overhead: end -->")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--render", str(tmp_path), "--page", str(page)])
+    program.main()
+    assert (tmp_path / "overhead.md").read_text() == table.page(results(), "overhead.svg")
+    assert (tmp_path / "overhead.svg").read_text() == figure.figure(results())
+    assert table.targets(results()) in page.read_text()
+
+
 # -- going on -----------------------------------------------------------------------------------------------------
 
 
