@@ -26,6 +26,9 @@ STEM = "overhead"
 BLOCK = "overhead"
 """Of the pages that show the targets."""
 
+BUSY = 0.25
+"""Load per core from which a run is told that something else runs: half a process on two cores."""
+
 UNFINISHED = Path(".bench-unfinished.json")
 
 
@@ -47,6 +50,10 @@ def main() -> None:
         expected = sum(unit.seconds for case in cases for unit in units(case, shared))
         if not options.quick:
             _say(f"{len(cases)} trainings, about {duration(expected)} on two quiet cores; interrupt it at any time")
+            if (now := os.getloadavg()[0]) > BUSY * (os.cpu_count() or 1):
+                _say(
+                    f"the machine is busy (load {now:.1f}): shares of CPU time then come out too small, and ranges wide"
+                )
         started, load = datetime.now(UTC).isoformat(timespec="seconds"), os.getloadavg()[0]
         try:
             found = measure(cases, shared, kept)
