@@ -49,6 +49,11 @@ MAY_IMPORT = {
         *NAMING,
     },
     "doctor": {"executors", "prover", *NAMING},
+    # It makes a proof of a few steps, and has it read by the verifier itself.
+    "planner": {
+        *("proof", "executors", "store", "keys", "unfinished", "prover", "auditor", "checkpoint", "verifier"),
+        *NAMING,
+    },
     "policies": {"proof", "keys"},
     "release": {"checkpoint", "proof", "store"},
     "responder": {"proof", "store", "checkpoint", "exchange", "auditor", "replay.recipe"},

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pol.errors import StoreError as StoreError
     from pol.errors import UsageError as UsageError
     from pol.keys import SigningKey as SigningKey
+    from pol.planner import plan as plan
     from pol.profile import Profile as Profile
     from pol.proof.policy import EXACT as EXACT
     from pol.proof.policy import Challenge as Challenge
@@ -61,6 +62,7 @@ _HOMES = {
     "UsageError": "pol.errors",
     "Verdict": "pol.proof.report",
     "calibrate": "pol.calibrator",
+    "plan": "pol.planner",
     "read_calibration": "pol.calibrator",
     "record": "pol.prover",
     "regenerate": "pol.responder",
@@ -90,6 +92,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "calibrate",
+    "plan",
     "read_calibration",
     "record",
     "regenerate",

@@ -150,6 +150,22 @@ class Probe(Job, frozen=True, kw_only=True):
     """Only take the time of the steps, and note the last one: for comparing flags."""
 
 
+class Measure(Job, frozen=True, kw_only=True):
+    """The first steps, recorded as a run's are, with a clock on each part; for planning one."""
+
+    every: int
+    """Steps of an interval."""
+    keep: int
+    """The state after every ``keep``-th interval is written into ``directory``, while nothing else is done."""
+    directory: str
+    batch_key: str
+    seconds: float
+    """When no further steps are begun."""
+    least: int
+    """Steps that are taken, however long that is; all, if the training has fewer."""
+    most: int
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """An answer of a training process."""
 
@@ -282,6 +298,37 @@ class Probed(Event, frozen=True, kw_only=True):
     platform: Platform
 
 
+class Measured(Event, frozen=True, kw_only=True):
+    """Seconds that a measurement took; ``Finished`` follows. Lists are in the order of the steps, without the first."""
+
+    declaration: Declaration
+    batches_per_step: int
+    steps: int
+    """That were taken."""
+    entered: float
+    """From the program's start, with its imports, until its first batch."""
+    bare: list[float]
+    """Each step, in the program itself and in reading its batches."""
+    added: list[float]
+    """What recording adds to each."""
+    refetched: list[float]
+    """What it adds to the reading of the batches of a step, beyond ``added``."""
+    closing: list[float]
+    """After steps that end no interval,"""
+    digests: list[float]
+    """and after those that end one: taking and hashing the state."""
+    copies: list[float]
+    """Each kept state: until the training may go on,"""
+    written: list[float]
+    """until it is on disk,"""
+    cores: list[float]
+    """and the seconds of all cores that the writing took."""
+    samples: list[float]
+    """Hashing one sample for the dataset root."""
+    state_bytes: int
+    """Of the tensors of the last state."""
+
+
 class Finished(Event, frozen=True, kw_only=True):
     """The job is done."""
 
@@ -302,7 +349,19 @@ class Failed(Event, frozen=True, kw_only=True):
     """The program's own error, or the system's: nothing that this package refuses."""
 
 
-JobType = Build | Control | Trial | Train | Replay | TrustingReplay | Probe
+JobType = Build | Control | Trial | Train | Replay | TrustingReplay | Probe | Measure
 EventType = (
-    Built | Controlled | Tried | Opened | Stepped | Recorded | Reached | Observed | Traced | Probed | Finished | Failed
+    Built
+    | Controlled
+    | Tried
+    | Opened
+    | Stepped
+    | Recorded
+    | Reached
+    | Observed
+    | Traced
+    | Probed
+    | Measured
+    | Finished
+    | Failed
 )

@@ -111,6 +111,22 @@ def seconds(text: str | None, option: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def share(text: str, option: str) -> float:
+    """A share in per cent: ``2%``, ``0.5 %``."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?%", text)
+    if match is None:
+        raise UsageError(f"{option} {text}: write a share that is not negative, like 2% or 0.5%")
+    return float(match[1]) / 100
+
+
+def bytes_of(text: str, option: str) -> int:
+    """A size: ``500MB``, ``10 GB``, or bytes without a unit."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([kMGT]?)B?", text)
+    if match is None:
+        raise UsageError(f"{option} {text}: write a size like 500MB or 10GB")
+    return round(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+
+
 def again(context: typer.Context, **changed: object) -> str:
     """The command line that was given, with some options ``changed`` or added."""
     words = ["pol", str(context.info_name)]

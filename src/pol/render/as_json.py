@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from pol.proof.foresight import Forecast
 from pol.proof.policy import Policy
 from pol.proof.report import Report
 from pol.proof.summary import Summary
@@ -25,6 +26,11 @@ def policy(result: Policy) -> dict[str, Any]:
     """A policy, every field of it."""
     found: dict[str, Any] = msgspec.to_builtins(result)
     return found
+
+
+def forecast(result: Forecast, commands: list[str]) -> dict[str, Any]:
+    """A forecast, and the commands that record what it recommends, and verify that; none if it recommends nothing."""
+    return {**msgspec.to_builtins(result), "commands": commands}
 
 
 def encode(value: Any) -> str:

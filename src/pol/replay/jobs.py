@@ -18,6 +18,7 @@ from pol.messages import (
     Failed,
     Finished,
     JobType,
+    Measure,
     Opened,
     Probe,
     Recorded,
@@ -27,7 +28,7 @@ from pol.messages import (
     TrustingReplay,
 )  # fmt: skip
 from pol.profile import Profile
-from pol.replay import compiling, hidden, probe, trial, trusting
+from pol.replay import compiling, hidden, measuring, probe, trial, trusting
 from pol.replay.clocks import shiftable_clocks
 from pol.replay.dataset import Untouched, check_leaves, write_leaves
 from pol.replay.digests import Digests
@@ -67,6 +68,9 @@ def run_job(job: JobType, emit: Emit) -> None:
                 trusting.replay(job, emit)
             case Probe():
                 probe.probe(job, emit)
+                emit(Finished())
+            case Measure():
+                measuring.measure(job, emit)
                 emit(Finished())
     except PolError as error:
         emit(Failed(kind=type(error).__name__, message=str(error)))

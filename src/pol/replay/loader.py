@@ -137,6 +137,17 @@ class Loader:
         randomness.load(caller)
         return collated
 
+    def bare(self, epoch: int, batch: int) -> Any:
+        """Read a batch as a loop without a Run would, under whatever the generators are: to measure what a Run adds.
+
+        None where the Run asks a loader of the program's own, and so adds nothing.
+        """
+        items = [self.data[index] for index in self.indices(epoch, batch)]
+        if self._transform is not None:
+            rng = self._streams.sample_rng(epoch, batch, 0)
+            items = [self._transform(item, rng) for item in items]
+        return self._collated(items)
+
     def _first(self, epoch: int, batch: int) -> int:
         """Position in the epoch of the first sample of a batch."""
         return batch * self.size

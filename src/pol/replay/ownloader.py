@@ -70,6 +70,10 @@ class OwnLoader(Loader):
             raise UsageError(f"the loader ended after {batch} batches; its length says {self.num_batches}") from None
         return fetched
 
+    def bare(self, epoch: int, batch: int) -> Any:
+        """See ``Loader``."""
+        return None
+
     def _begin(self, first: int) -> None:
         if not first:
             self._kept.begin_epoch()

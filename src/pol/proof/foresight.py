@@ -1,0 +1,371 @@
+"""What a recording will cost, and its audit, for choices of k and K: arithmetic on what a few steps have shown.
+
+Seconds are of one run of the training under the profile that was measured, on the machine that was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from pol.errors import UsageError
+from pol.profile import Profile
+from pol.proof.expected import draws_needed, expected
+from pol.proof.genesis import CONTROL_STEPS
+from pol.proof.log import MAX_LINE
+from pol.proof.policy import Policy
+
+MAX_OVERHEAD = 0.02
+"""Largest overhead that is recommended if nobody says otherwise: less than what the speed of a training loop varies by
+itself (3.5 and 7.1 % between repetitions on a quiet machine: measured baseline, F), so nobody will notice it."""
+
+CONFIDENCES = (0.95, 0.99)
+"""For which audits are planned; the first decides. 95 % is what reports state (attack study, section 8)."""
+
+LEAST_SHARE = 1e-4
+"""Least share of forged intervals that can be asked about: it takes 30,000 draws, and more would take longer to plan
+than anyone replays."""
+
+ALIKE = 0.1
+"""Audits that differ by less count as equally cheap: a plan is no better than that."""
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured. Seconds and bytes; *beside* is what other threads and processes do while the training goes on.
+
+    Where the training uses every core, such work costs it as many seconds as it takes of one core: asynchrony hides
+    waiting, not work (measured baseline, F: copying, hashing and writing of a state take 53 % of a step one after the
+    other, and made a step 53 % longer when a second thread did them).
+    """
+
+    bare_step: float
+    """A step of the program as if nobody recorded it, with the reading of its batches."""
+    added: float
+    """That every step takes longer: setting generators, hashing batches, noting rates."""
+    digest: float
+    """At the end of an interval: taking the state, looking for values that are not finite, hashing."""
+    noted: float
+    """Beside: writing the record of an interval."""
+    copied: float
+    """While a kept state is copied into buffers, in which the training waits."""
+    stored: float
+    """Beside: packing, writing, syncing and hashing a kept state, in seconds of one core."""
+    written: float
+    """From the copy until the file is on disk; the next one has to wait as long."""
+    busy: bool
+    """The training has as many threads as there are cores, so work beside it takes its time."""
+    start: float
+    """Starting a process until it can take jobs."""
+    enter: float
+    """Entering the program from its start until its first batch: imports, data, model; and the digests of that."""
+    replay_enter: float
+    """Entering it in the middle, in a process that has it imported: reading a kept state, building, restoring."""
+    replay_step: float
+    """A step of a replay, which also hashes samples."""
+    read: float
+    """Of a verification: hashing, checking and measuring one kept state."""
+    compared: float = 0.0
+    """Of a verification by rule tolerance: comparing one replayed state."""
+    sample: float = 0.0
+    """Hashing one sample for the root of the dataset."""
+
+
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of what was written."""
+
+    built: int
+    """The first state as a file."""
+    kept: int
+    """A later one."""
+    state: int
+    """The tensors of one, unpacked."""
+    record: float
+    """A line of the log, for no steps at all."""
+    record_step: float
+    """What each step adds to it."""
+    entry: float
+    """What each file adds to the attestation."""
+    others: int
+    """All other files, without any of these."""
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """A training that is only planned."""
+
+    steps: int
+    """T."""
+    samples: int
+    costs: Costs
+    sizes: Sizes
+    trials: int
+    """First steps of its own that a verifier takes, for what its policy bounds: how often it enters for these."""
+    most_files: int
+    """Of a proof that a verifier reads."""
+    most_log: int
+    """Bytes of a log that a verifier reads."""
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verification will take that, if it passes, gives a confidence."""
+
+    confidence: float
+    draws: int
+    """Uniform ones; whatever else the policy draws comes on top."""
+    replayed_steps: float
+    """Mean over nonces."""
+    replayed_share: float
+    """Of the training's steps."""
+    seconds: float
+    """All of the verification, with one process."""
+    openings: float
+    """Rule tolerance: states that the prover takes again for it,"""
+    answered_steps: float
+    """the steps that this takes,"""
+    opening_bytes: float
+    """and how many bytes it hands over."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """One k and one K."""
+
+    every: int
+    keep: int
+    intervals: int
+    kept: int
+    """States in the proof."""
+    overhead: float
+    """Share by which the steps of the training take longer."""
+    bytes: int
+    """Of the whole proof."""
+    bytes_per_interval: float
+    audits: list[Audit]
+    refused: str
+    """Why no proof of this kind could be recorded or verified; "" if it can."""
+
+
+class Recommendation(msgspec.Struct, frozen=True, kw_only=True):
+    """Which choice to take."""
+
+    choice: Choice | None
+    why: str
+    """The reason; if there is none to take, what would do."""
+
+
+def stated_share(policy: Policy) -> float:
+    """The share of forged intervals that the policy's own draws exclude with 95 % confidence, in a run of any length.
+
+    In whole per cent upwards, so that a policy with 100 draws says 3 %; 1 % where it draws none or all.
+    """
+    draws = policy.challenge.uniform
+    if policy.challenge.strategy not in ("mix", "uniform") or draws < 1:
+        return 0.01
+    exact: float = 1 - 0.05 ** (1 / draws)  # (1 - share) to the power of draws is 5 %
+    return math.ceil(100 * exact) / 100
+
+
+class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recording and its audit will cost, and which k and K to take."""
+
+    recipe: str
+    policy: str
+    profile: Profile
+    measured_steps: int
+    run: Run
+    share: float
+    """Largest share of forged intervals that the audits leave open."""
+    max_overhead: float
+    max_bytes: int | None
+    choices: list[Choice]
+    recommended: Recommendation
+
+
+def lengths_to_try(
+    steps: int, every: int | None, keep: int | None, longest: int | None = None
+) -> list[tuple[int, int]]:
+    """Pairs (k, K) of powers of ten that fit a run of ``steps``; only the given k or K where there is one.
+
+    ``longest`` bounds k where none is given: the longest interval that the policy takes.
+
+    Raises:
+        UsageError: an interval would be longer than the run.
+    """
+    if every is not None and every > steps:
+        raise UsageError(f"an interval of {every} steps is longer than the training, which has {steps}")
+    return [
+        (k, big)
+        for k in ([every] if every else _powers(min(steps, longest or steps)))
+        for big in ([keep] if keep else _powers(steps // k))
+    ]
+
+
+def _powers(most: int) -> list[int]:
+    return [10**n for n in range(len(str(max(most, 1))))]
+
+
+def choice(
+    run: Run, policy: Policy, every: int, keep: int, share: float, confidences: Sequence[float] = CONFIDENCES
+) -> Choice:
+    """What one choice of k and K costs.
+
+    Args:
+        run: The training, and what was measured of it.
+        policy: What a verifier will demand; its uniform draws are as many as ``confidences`` need.
+        every: k.
+        keep: K.
+        share: Largest share of forged intervals that an audit leaves open.
+        confidences: At which.
+
+    Raises:
+        UsageError: the policy, share or confidences are such that nothing can be said.
+    """
+    check(policy, share, confidences)
+    count = -(-run.steps // every)
+    kept = -(-count // keep) + 1
+    total = _bytes(run, count, kept)
+    audits = [_audit(run, policy, every, keep, kept, draws_needed(count, share, c), c) for c in confidences]
+    return Choice(
+        every=every,
+        keep=keep,
+        intervals=count,
+        kept=kept,
+        overhead=_overhead(run, every, keep),
+        bytes=total,
+        bytes_per_interval=total / count,
+        audits=audits,
+        refused=_refused(run, policy, every, kept, total, audits[0].replayed_steps),
+    )
+
+
+def check(policy: Policy, share: float, confidences: Sequence[float]) -> None:
+    """Refuse what cannot be planned.
+
+    Raises:
+        UsageError: says what, and what to give instead.
+    """
+    if policy.procedure != "eight-steps":
+        raise UsageError(f"policy {policy.name!r}: only procedure eight-steps draws a challenge that can be planned")
+    if policy.challenge.strategy not in ("mix", "uniform", "all"):
+        raise UsageError(
+            f"policy {policy.name!r}: strategy {policy.challenge.strategy!r} draws nothing uniformly, so there is no "
+            "confidence: take mix, uniform or all"
+        )
+    if not LEAST_SHARE <= share < 1:
+        raise UsageError(f"a share of forged intervals of {share:g}: from {LEAST_SHARE:.2%} to less than all")
+    if not confidences or not all(0 < confidence <= 0.9999 for confidence in confidences):
+        raise UsageError(f"confidence {', '.join(f'{c:g}' for c in confidences)}: more than 0, and up to 99.99 %")
+
+
+def _overhead(run: Run, every: int, keep: int) -> float:
+    """Mean over the steps of a window: what each adds, each interval, and the one state that is kept."""
+    found = run.costs
+    beside = 1.0 if found.busy else 0.0
+    length = min(every * keep, run.steps)
+    window = length * found.added + math.ceil(length / every) * (found.digest + beside * found.noted)
+    waits = max(0.0, found.written - length * (found.bare_step + found.added))  # for the state before it
+    window += found.copied + max(beside * found.stored, waits)
+    return window / (length * found.bare_step)
+
+
+def _bytes(run: Run, count: int, kept: int) -> int:
+    found = run.sizes
+    states = found.built + (kept - 1) * found.kept
+    log = count * found.record + run.steps * found.record_step
+    return round(found.others + states + log + kept * found.entry + 32 * run.samples)
+
+
+def _audit(run: Run, policy: Policy, every: int, keep: int, kept: int, draws: int, confidence: float) -> Audit:
+    found, single = run.costs, policy.rule == "tolerance"
+    challenge = msgspec.structs.replace(policy.challenge, uniform=draws)
+    cost = expected(challenge, run.steps, every, keep, each=single)
+    # Steps 5 and 7: a build from the seed, two from seeds of the verifier's own, the control run, trials.
+    own = min(CONTROL_STEPS, run.steps) + run.trials * every
+    builds = (4 + run.trials) * found.enter + own * (found.bare_step + found.added)
+    return Audit(
+        confidence=confidence,
+        draws=draws,
+        replayed_steps=cost.steps,
+        replayed_share=cost.steps / run.steps,
+        seconds=found.start + builds + kept * found.read + cost.replays * found.replay_enter
+        + cost.steps * found.replay_step + cost.intervals * (found.digest + single * found.compared),
+        openings=cost.openings,
+        answered_steps=cost.answered_steps,
+        opening_bytes=cost.openings * run.sizes.kept,
+    )  # fmt: skip
+
+
+def _refused(run: Run, policy: Policy, every: int, kept: int, total: int, replayed: float) -> str:
+    found, count = run.sizes, -(-run.steps // every)
+    longest = policy.bounds.max_every
+    if longest is not None and every > longest:
+        return f"policy {policy.name} takes intervals of {longest} steps at most"
+    if found.record + every * found.record_step > MAX_LINE:
+        return "the record of an interval would be longer than the format allows"
+    if count * found.record + run.steps * found.record_step > run.most_log:
+        return "the log would be larger than a verifier reads"
+    if kept + 6 > run.most_files:  # beside the states: genesis, attestation, log, journal, secret, dataset
+        return "there would be more files than a verifier reads"
+    if total > policy.max_bytes:
+        return f"policy {policy.name} reads {policy.max_bytes} bytes at most"
+    if policy.max_steps is not None and replayed > policy.max_steps:
+        return f"policy {policy.name} replays {policy.max_steps} steps at most"
+    return ""
+
+
+def recommend(choices: Sequence[Choice], max_overhead: float = MAX_OVERHEAD, max_bytes: int | None = None) -> (
+    Recommendation
+):  # fmt: skip
+    """The cheapest audit among the choices that meet the bounds; of equally cheap ones that with the smallest proof.
+
+    Audits are compared by their seconds at the first confidence.
+
+    Raises:
+        UsageError: a bound is no share or size, or there is no choice.
+    """
+    check_bounds(max_overhead, max_bytes)
+    if not choices:
+        raise UsageError("there is no choice of k and K to recommend one of")
+    possible = [one for one in choices if not one.refused]
+    small = [one for one in possible if max_bytes is None or one.bytes <= max_bytes]
+    fit = [one for one in small if one.overhead <= max_overhead]
+    if fit:
+        cheapest = min(one.audits[0].seconds for one in fit)
+        alike = [one for one in fit if one.audits[0].seconds <= cheapest * (1 + ALIKE)]
+        best = min(alike, key=lambda one: (one.bytes, one.overhead))
+        return Recommendation(choice=best, why=_why(fit, alike, max_overhead))
+    return Recommendation(choice=None, why=_instead(possible, small, choices, max_overhead))
+
+
+def check_bounds(max_overhead: float, max_bytes: int | None) -> None:
+    """Refuse bounds that are none.
+
+    Raises:
+        UsageError: says what to give instead.
+    """
+    if not 0 <= max_overhead < math.inf:
+        raise UsageError(f"an overhead of at most {max_overhead:g}: give a share that is not negative, like 2 %")
+    if max_bytes is not None and max_bytes < 1:
+        raise UsageError(f"a proof of at most {max_bytes} bytes: give a size that something fits in")
+
+
+def _why(fit: Sequence[Choice], alike: Sequence[Choice], max_overhead: float) -> str:
+    among = f"of {len(fit)} that cost at most {max_overhead:.3%} of the training's time"
+    if len(alike) == 1:
+        return f"the cheapest audit {among}"
+    return f"the smallest proof of {len(alike)} whose audits are equally cheap, the cheapest {among}"
+
+
+def _instead(
+    possible: Sequence[Choice], small: Sequence[Choice], choices: Sequence[Choice], max_overhead: float
+) -> str:
+    if not possible:
+        return f"none can be recorded and verified: {choices[0].refused}"
+    if not small:
+        least = min(possible, key=lambda one: one.bytes)
+        return f"no proof is so small: the smallest has {least.bytes:,} bytes (k = {least.every}, K = {least.keep})"
+    least = min(small, key=lambda one: one.overhead)
+    return (
+        f"none costs at most {max_overhead:.2%} of the training's time: the least is {least.overhead:.2%} "
+        f"(k = {least.every}, K = {least.keep})"
+    )

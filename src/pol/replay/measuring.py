@@ -1,0 +1,258 @@
+"""A clock on each part of a recording: the first steps, taken with the recorder's own observer and writer.
+
+What is measured is the code that records, so it changes with it. Every second step ends an interval and every second
+interval keeps its state, so that all kinds of steps take turns. A kept state is waited for: what its writing takes is
+seen alone, and does not slow the steps that follow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+from pol.errors import UsageError
+from pol.interval import Interval, Momenta
+from pol.messages import Measure, Measured, Opened, Recorded
+from pol.replay.data import sample_leaf
+from pol.replay.driver import Arrived, Batches, Driver
+from pol.replay.engine import Arrival, Frame, Position, advance
+from pol.replay.entry import Entry
+from pol.replay.files import save_atomically
+from pol.replay.intervals import IntervalRecorder
+from pol.replay.loader import Committed, Loader
+from pol.replay.observer import Observer
+from pol.replay.state import State
+from pol.replay.telling import Emit, Progress
+from pol.replay.tensors import content
+from pol.replay.writer import Writer, checkpoint_name
+
+WARM = 2
+"""First steps whose times are left out: they make the optimizer's state and compile or choose kernels."""
+
+NEVER = 2**53
+"""A last step that no training reaches: measuring ends before."""
+
+REFETCHED, SAMPLED, LOOKING_SECONDS = 16, 64, 1.0
+"""Batches that are read again in two ways, samples that are hashed, and how long either may take: enough for a median,
+and a second is short."""
+
+
+def measure(job: Measure, emit: Emit) -> None:
+    """Take the steps that ``job`` names, and tell what each part took."""
+    entry, directory = Entry(job.program), Path(job.directory)
+    frame = Frame(entry.streams, external=entry.external)
+    began = perf_counter()
+    built = advance(entry.make, frame, Position(), stop=0)
+    entered = perf_counter() - began
+    save_atomically(built.state, directory / checkpoint_name(0))
+    emit(Opened(step=0, root=built.state.root()))
+    del built
+    with Writer(directory, emit) as writer:
+        clocks = Clocks(job, writer, Progress(emit, job.most))
+        end = advance(entry.make, frame, Position(), None, clocks, clocks.drive)
+    assert end.batches_per_step is not None
+    emit(
+        Measured(
+            declaration=end.declaration,
+            batches_per_step=end.batches_per_step,
+            steps=end.step,
+            entered=entered,
+            bare=clocks.bare,
+            added=clocks.added,
+            refetched=_refetched(end, end.batches_per_step),
+            closing=clocks.closing,
+            digests=clocks.digests,
+            copies=clocks.copies,
+            written=clocks.written,
+            cores=clocks.cores,
+            samples=_samples(end),
+            state_bytes=sum(content(tensor).nbytes for tensor in end.state.tensors.values()),
+        )
+    )
+
+
+class Clocks:
+    """The observer of a measurement: the recorder's, with a clock around it."""
+
+    def __init__(self, job: Measure, writer: Writer, progress: Progress) -> None:
+        self._job, self._writer, self._progress = job, writer, progress
+        self._recorder = IntervalRecorder(
+            every=job.every, start=0, last=NEVER, batch_key=bytes.fromhex(job.batch_key), emit=self._record,
+            on_step=self._stepped,
+        )  # fmt: skip
+        self._began = perf_counter()
+        self.bare: list[float] = []
+        self.added: list[float] = []
+        self.closing: list[float] = []
+        self.digests: list[float] = []
+        self.copies: list[float] = []
+        self.written: list[float] = []
+        self.cores: list[float] = []
+
+    def drive(self, frame: Frame, start: Position, stop: int | None, observer: Observer | None) -> Driver:
+        """The Run of a measurement."""
+        self._driver = ClockedDriver(frame, start, stop, observer)
+        return self._driver
+
+    def item(self, index: int, item: Any) -> None:
+        """A recording does not ask for samples."""
+
+    def batch(self, step: int, batch: Any, chosen: list[int] | None) -> None:
+        """See ``IntervalRecorder``."""
+        self._recorder.batch(step, batch, chosen)
+
+    def closed(
+        self, step: int, loss: float | None, rates: list[float], take: Callable[[], State], counts: dict[str, int],
+        momenta: Callable[[], Momenta],
+    ) -> None:  # fmt: skip
+        """See ``IntervalRecorder``; note what the step took, and what this takes."""
+        bare, added = self._driver.step_ends()
+        kept, began = len(self.copies), perf_counter()
+        self._recorder.closed(step, loss, rates, take, counts, momenta)
+        seconds = perf_counter() - began - sum(self.copies[kept:])
+        if step >= WARM:
+            self.bare.append(bare)
+            self.added.append(added)
+            (self.closing if (step + 1) % self._job.every else self.digests).append(seconds)
+        if kept < len(self.copies):
+            self._wait()
+        self._leave(step + 1)
+        self._driver.step_begins()
+
+    def _record(self, interval: Interval, state: State, *_: object) -> None:
+        kept = interval.stop % (self._job.keep * self._job.every) == 0
+        began = perf_counter()
+        self._writer.add(Recorded(interval=interval, samples=[], kept=kept), interval.stop, state if kept else None)
+        if kept:
+            self.copies.append(perf_counter() - began)
+
+    def _stepped(self, step: int) -> None:
+        self._writer.tell()
+        self._progress(step)
+
+    def _wait(self) -> None:
+        began, cores = perf_counter(), process_time()
+        self._writer.tell(wait=True)
+        self.written.append(perf_counter() - began)
+        self.cores.append(process_time() - cores)
+
+    def _leave(self, step: int) -> None:
+        """End the program after a kept state, if it is time, or if no further one is to be reached."""
+        length, job = self._job.every * self._job.keep, self._job
+        total = self._driver.total
+        if total < length:
+            raise UsageError(f"the training has {total} steps: with fewer than {length} there is nothing to measure")
+        if step % length:
+            return
+        late = perf_counter() - self._began > job.seconds and step >= job.least
+        if late or step + length > min(job.most, total):
+            raise Arrived
+
+
+class ClockedDriver(Driver):
+    """A Run that notes how long the program itself takes for a step, and how long the Run does."""
+
+    def __init__(self, frame: Frame, start: Position, stop: int | None, observer: Observer | None) -> None:
+        super().__init__(frame, start, stop, observer)
+        self._since: float | None = None  # when the program was handed a batch; None while the Run works
+        self._ours_since = 0.0
+        self._own = self._fetching = self._ours = 0.0
+
+    @property
+    def total(self) -> int:
+        """Steps of the training; known when one is done."""
+        return (self._declaration.epochs if self._declaration else 0) * (self._steps_per_epoch() or 0)
+
+    def step_ends(self) -> tuple[float, float]:
+        """Seconds of the step that closes now: of the program with its reading of batches, and of the Run."""
+        now = perf_counter()
+        if self._since is not None:  # the program has returned
+            self._own += now - self._since
+        else:
+            self._ours += now - self._ours_since
+        self._since = None
+        found = self._own + self._fetching, self._ours - self._fetching
+        self._own = self._fetching = self._ours = 0.0
+        return found
+
+    def step_begins(self) -> None:
+        """From now on time counts for the next step."""
+        self._ours_since = perf_counter()
+
+    def next_batch(self, loader: Loader, batch: int) -> Any:
+        """See ``Driver``."""
+        now = perf_counter()
+        if self._since is not None:
+            self._own += now - self._since
+        self._since, self._ours_since = None, now
+        fetched = super().next_batch(loader, batch)
+        self._since = perf_counter()
+        self._ours += self._since - self._ours_since
+        return fetched
+
+    def commit(self, *, loss: Any, skipped: bool = False) -> None:
+        """See ``Driver``."""
+        began = perf_counter()
+        super().commit(loss=loss, skipped=skipped)
+        self._count(began)
+
+    def _note_rates(self, *given: Any) -> None:
+        began = perf_counter()
+        super()._note_rates(*given)
+        self._count(began)
+
+    def _count(self, began: float) -> None:
+        """What the program waited for counts for the Run."""
+        seconds = perf_counter() - began
+        self._own, self._ours = self._own - seconds, self._ours + seconds
+
+    def _batches_of(self, loader: Loader) -> Batches:
+        fetch = loader.fetch
+
+        def clocked(*given: Any) -> Any:
+            began = perf_counter()
+            try:
+                return fetch(*given)
+            finally:
+                self._fetching += perf_counter() - began
+
+        loader.fetch = clocked  # type: ignore[assignment]
+        return super()._batches_of(loader)
+
+
+def _refetched(end: Arrival, per_step: int) -> list[float]:
+    """Seconds that reading the batches of a step takes longer than in a loop without a Run.
+
+    Both ways take turns on the same batches, which have been read before: the disk is not what is compared.
+    """
+    loader, found = end.loader, list[float]()
+    began, number = perf_counter(), min(REFETCHED, loader.num_batches)
+    for batch in range(number):
+        if perf_counter() - began > LOOKING_SECONDS:
+            break
+        if loader.bare(0, batch) is None:
+            return [0.0]
+        times = [perf_counter()]
+        loader.fetch(0, batch, None)
+        times.append(perf_counter())
+        loader.bare(0, batch)
+        times.append(perf_counter())
+        ours, bare = (b - a for a, b in itertools.pairwise(times))
+        found.append(per_step * (ours - bare))
+    return found
+
+
+def _samples(end: Arrival) -> list[float]:
+    """Seconds that each of some samples takes to be read and hashed for the dataset root."""
+    data, found = Committed(end.loader.data), list[float]()
+    began = perf_counter()
+    for index in range(min(SAMPLED, end.loader.samples)):
+        at = perf_counter()
+        if at - began > LOOKING_SECONDS:
+            break
+        sample_leaf(data[index], index, b"")
+        found.append(perf_counter() - at)
+    return found
