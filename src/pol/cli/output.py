@@ -124,7 +124,8 @@ def bytes_of(text: str, option: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?([kMGT]?)B?", text)
     if match is None:
         raise UsageError(f"{option} {text}: write a size like 500MB or 10GB")
-    return round(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    power: int = 1000 ** " kMGT".index(match[2] or " ")
+    return round(float(match[1]) * power)
 
 
 def again(context: typer.Context, **changed: object) -> str:

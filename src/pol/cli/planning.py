@@ -22,7 +22,7 @@ def plan(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROOF|RECIPE]", help="A recipe (path/to/file.py:Name), to be measured; or a proof, for its sizes.",
+            metavar="[PROOF|RECIPE]", help="A recipe (path/to/file.py:Name), to be measured; or a proof.",
             show_default="give --steps",
         ),
     ] = None,
@@ -91,9 +91,9 @@ def plan(
     the cheapest audit among the choices that cost at most --max-overhead of the training's time; where audits differ by
     less than 10 %, the smallest proof. Nothing is recorded.
 
-    Of a proof (or --steps, for a run of that length), what a policy's challenge costs and would find. Costs are averaged
-    over nonces, as if all updates were of one size; probabilities are the least that hold, for a forger who knows the
-    policy and forges where only chance looks.
+    Of a proof (or --steps, for a run of that length), what a policy's challenge costs and would find. Costs are
+    averaged over nonces, as if all updates were of one size; probabilities are the least that hold, for a forger who
+    knows the policy and forges where only chance looks.
     """
     options: dict[str, Any] = {
         "--max-overhead": max_overhead, "--max-bytes": max_bytes, "--share": share, "--confidence": confidence,
@@ -114,8 +114,8 @@ def _recipe(
     from pol import planner, policies, prover
     from pol.profile import Profile
     from pol.proof.foresight import CONFIDENCES, MAX_OVERHEAD
-    from pol.render import forecast as rendered
     from pol.render import as_json as plain
+    from pol.render import forecast as rendered
 
     demanded = policies.load(policy)
     most, largest, left_open = (options[name] for name in ("--max-overhead", "--max-bytes", "--share"))
@@ -189,7 +189,7 @@ def _proof(
         steps, every, keep = steps or claims.steps, every or claims.every, keep or claims.keep
     if steps is None:
         raise UsageError(
-            "give a proof, or --steps (and --every and --keep) of the run that you plan, or a recipe to measure"
+            "give a proof, or --steps (and --every and --keep) of the run that you plan, or a recipe to be measured"
         )
     demanded = policies.load(policy)
     found = planned(demanded, steps, *lengths(demanded.rule, every, keep), resumed, state_bytes)

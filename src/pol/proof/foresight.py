@@ -366,6 +366,6 @@ def _instead(
         return f"no proof is so small: the smallest has {least.bytes:,} bytes (k = {least.every}, K = {least.keep})"
     least = min(small, key=lambda one: one.overhead)
     return (
-        f"none costs at most {max_overhead:.2%} of the training's time: the least is {least.overhead:.2%} "
-        f"(k = {least.every}, K = {least.keep})"
+        f"none costs at most {max_overhead:.3%} of the training's time. The least is {least.overhead:.3%} "
+        f"(k = {least.every}, K = {least.keep}), which --max-overhead {math.ceil(1000 * least.overhead) / 10}% allows"
     )

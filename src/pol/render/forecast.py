@@ -11,11 +11,8 @@ from pol.render.text import duration, plural, size
 
 def forecast(console: Console, found: Forecast, commands: list[str]) -> None:
     """Print a forecast."""
-    threads = plural(found.profile.threads, "thread")
-    console.print(
-        f"{found.recipe}: {plural(found.run.steps, 'step')}; measured in {found.measured_steps} of them, with {threads}",
-        soft_wrap=True,
-    )
+    measured = f"measured in {found.measured_steps} of them, with {plural(found.profile.threads, 'thread')}"
+    console.print(f"{found.recipe}: {plural(found.run.steps, 'step')}; {measured}", soft_wrap=True)
     console.print()
     console.print(_measured(found))
     console.print()
@@ -30,7 +27,10 @@ def forecast(console: Console, found: Forecast, commands: list[str]) -> None:
     console.print()
     best = found.recommended.choice
     if best is None:
-        console.print(f"Nothing to recommend: {found.recommended.why}")
+        console.print(f"Nothing to recommend: {found.recommended.why}.")
+        always = found.run.costs.added / found.run.costs.bare_step
+        if always > found.max_overhead:
+            console.print(f"Each step takes {_percent(always)} longer whatever k and K are: only longer steps help.")
         return
     console.print(f"Take k = {best.every}, K = {best.keep} (*): {found.recommended.why}.")
     for command in commands:
@@ -46,10 +46,8 @@ def _measured(found: Forecast) -> Table:
     table.add_row("A digest", f"{_time(costs.digest)}: the state taken, checked and hashed")
     table.add_row("A kept state", f"{_kept(costs)}; {size(sizes.kept)} of {size(sizes.state)}")
     table.add_row("A replay", f"{_time(costs.replay_enter)} to begin, {_time(costs.replay_step)} for each step")
-    reading = (
-        f"{_time(costs.start)} to start, {_time(costs.enter)} for each build, {_time(costs.read)} for a kept state"
-    )
-    table.add_row("A verification", reading)
+    begin = f"{_time(costs.start)} to start, {_time(costs.enter)} for each build"
+    table.add_row("A verification", f"{begin}, {_time(costs.read)} for each kept state")
     if found.run.samples:
         seconds = duration(found.run.samples * costs.sample)
         table.add_row("The dataset", f"{plural(found.run.samples, 'sample')}, {seconds} to hash, once")
