@@ -13,7 +13,7 @@ from pol.declaration import Declaration
 from pol.interval import Interval, Momenta, Rates
 from pol.profile import Platform, Profile
 from pol.statetree import StateRoot
-from pol.traces import Held, Note, Observation, Operation, Setting
+from pol.traces import Held, Note, Observation, Operation, Setting, Timings
 
 
 class Program(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,34 +299,13 @@ class Probed(Event, frozen=True, kw_only=True):
 
 
 class Measured(Event, frozen=True, kw_only=True):
-    """Seconds that a measurement took; ``Finished`` follows. Lists are in the order of the steps, without the first."""
+    """What a measurement found; ``Finished`` follows."""
 
     declaration: Declaration
     batches_per_step: int
     steps: int
     """That were taken."""
-    entered: float
-    """From the program's start, with its imports, until its first batch."""
-    bare: list[float]
-    """Each step, in the program itself and in reading its batches."""
-    added: list[float]
-    """What recording adds to each."""
-    refetched: list[float]
-    """What it adds to the reading of the batches of a step, beyond ``added``."""
-    closing: list[float]
-    """After steps that end no interval,"""
-    digests: list[float]
-    """and after those that end one: taking and hashing the state."""
-    copies: list[float]
-    """Each kept state: until the training may go on,"""
-    written: list[float]
-    """until it is on disk,"""
-    cores: list[float]
-    """and the seconds of all cores that the writing took."""
-    samples: list[float]
-    """Hashing one sample for the dataset root."""
-    state_bytes: int
-    """Of the tensors of the last state."""
+    timings: Timings
 
 
 class Finished(Event, frozen=True, kw_only=True):

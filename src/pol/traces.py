@@ -82,3 +82,30 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     kind: Literal["optimizer", "schedule", "module", "generator", "value"]
     digest: str
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds that the parts of a recording took. Lists are in the order of the steps, without the first ones."""
+
+    entered: float
+    """From the program's start, with its imports, until its first batch."""
+    bare: list[float]
+    """Each step, in the program itself and in reading its batches."""
+    added: list[float]
+    """What recording adds to each."""
+    refetched: list[float]
+    """What it adds to the reading of the batches of a step, beyond ``added``."""
+    closing: list[float]
+    """After steps that end no interval,"""
+    digests: list[float]
+    """and after those that end one: taking and hashing the state."""
+    copies: list[float]
+    """Each kept state: until the training may go on,"""
+    written: list[float]
+    """until it is on disk,"""
+    cores: list[float]
+    """and the seconds of all cores that the writing took."""
+    samples: list[float]
+    """Hashing one sample for the dataset root."""
+    state_bytes: int
+    """Of the tensors of the last state."""

@@ -14,7 +14,7 @@ from pol.cli.progress import progress
 from pol.errors import UsageError
 
 if TYPE_CHECKING:
-    from pol.proof.foresight import Forecast
+    from pol.proof.forecast import Forecast
     from pol.proof.policy import Policy
 
 

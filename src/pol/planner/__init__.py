@@ -15,10 +15,10 @@ from pol.errors import UsageError
 from pol.executors.local import Executor
 from pol.planner.measuring import watch
 from pol.profile import Profile
+from pol.proof.forecast import Forecast
 from pol.proof.foresight import (
     CONFIDENCES,
     MAX_OVERHEAD,
-    Forecast,
     check,
     check_bounds,
     choice,

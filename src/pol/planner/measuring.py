@@ -20,7 +20,7 @@ from pol.interval import Interval
 from pol.planner.miniature import Miniature
 from pol.profile import Profile
 from pol.proof.bounds import OF_TRIAL, Bounds
-from pol.proof.foresight import Costs, Run
+from pol.proof.forecast import Costs, Run
 from pol.proof.policy import Policy
 from pol.prover import Progress, available_cores
 from pol.prover.recorder import failure
@@ -86,24 +86,24 @@ def watch(
                 progress("reading as a verifier", 0, None)
                 read, compared = miniature.read()
                 again = asking.replay(told.measured, told.intervals, miniature.path)
-        found = told.measured
-        digest = statistics.median(found.digests)
+        found, timings = told.measured, told.measured.timings
+        digest = statistics.median(timings.digests)
         costs = Costs(
-            bare_step=_middle(found.bare),
-            added=max(0.0, _middle(found.added) + _middle(found.closing) + _middle(found.refetched)),
+            bare_step=_middle(timings.bare),
+            added=max(0.0, _middle(timings.added) + _middle(timings.closing) + _middle(timings.refetched)),
             digest=digest,
             noted=told.noted / len(told.intervals) + miniature.noted,
-            copied=_middle(found.copies[1:] or found.copies),
-            stored=_middle(found.cores[1:] or found.cores) + miniature.hashed,
-            written=_middle(found.written[1:] or found.written),
+            copied=_middle(timings.copies[1:] or timings.copies),
+            stored=_middle(timings.cores[1:] or timings.cores) + miniature.hashed,
+            written=_middle(timings.written[1:] or timings.written),
             busy=profile.threads >= available_cores(),
-            start=max(0.0, building - found.entered - digest),
-            enter=found.entered + digest,
+            start=max(0.0, building - timings.entered - digest),
+            enter=timings.entered + digest,
             replay_enter=max(0.0, again.enter),
             replay_step=max(0.0, again.step - digest / EVERY),
             read=read,
             compared=compared if policy.rule == "tolerance" else 0.0,
-            sample=_middle(found.samples),
+            sample=_middle(timings.samples),
         )  # fmt: skip
         run = Run(
             steps=found.declaration.epochs * found.declaration.steps_per_epoch(found.batches_per_step),

@@ -25,7 +25,7 @@ from pol.messages import Built, Controlled, Failed, Measured
 from pol.profile import Profile
 from pol.proof import genesis as genesis_format
 from pol.proof.attestation import Sha256, Subject
-from pol.proof.foresight import Sizes
+from pol.proof.forecast import Sizes
 from pol.proof.genesis import (
     CONTROL_STEPS,
     Control,
@@ -143,7 +143,7 @@ class Miniature:
         return Sizes(
             built=states[first],
             kept=states[last],
-            state=measured.state_bytes,
+            state=measured.timings.state_bytes,
             record=line,
             record_step=step,
             entry=entry,

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from pol.proof.foresight import Forecast
+from pol.proof.forecast import Forecast
 from pol.proof.policy import Policy
 from pol.proof.report import Report
 from pol.proof.summary import Summary

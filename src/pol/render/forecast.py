@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from pol.proof.foresight import Audit, Choice, Costs, Forecast
+from pol.proof.forecast import Audit, Choice, Costs, Forecast
 from pol.render.text import duration, plural, size
 
 

@@ -28,6 +28,7 @@ from pol.replay.state import State
 from pol.replay.telling import Emit, Progress
 from pol.replay.tensors import content
 from pol.replay.writer import Writer, checkpoint_name
+from pol.traces import Timings
 
 WARM = 2
 """First steps whose times are left out: they make the optimizer's state and compile or choose kernels."""
@@ -59,17 +60,19 @@ def measure(job: Measure, emit: Emit) -> None:
             declaration=end.declaration,
             batches_per_step=end.batches_per_step,
             steps=end.step,
-            entered=entered,
-            bare=clocks.bare,
-            added=clocks.added,
-            refetched=_refetched(end, end.batches_per_step),
-            closing=clocks.closing,
-            digests=clocks.digests,
-            copies=clocks.copies,
-            written=clocks.written,
-            cores=clocks.cores,
-            samples=_samples(end),
-            state_bytes=sum(content(tensor).nbytes for tensor in end.state.tensors.values()),
+            timings=Timings(
+                entered=entered,
+                bare=clocks.bare,
+                added=clocks.added,
+                refetched=_refetched(end, end.batches_per_step),
+                closing=clocks.closing,
+                digests=clocks.digests,
+                copies=clocks.copies,
+                written=clocks.written,
+                cores=clocks.cores,
+                samples=_samples(end),
+                state_bytes=sum(content(tensor).nbytes for tensor in end.state.tensors.values()),
+            ),
         )
     )
 
