@@ -7,6 +7,7 @@ follows from that is arithmetic (``pol.proof.foresight``). Nothing stays on disk
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def plan(
     confidences: Sequence[float] = CONFIDENCES,
     progress: Progress | None = None,
     executor: Executor | None = None,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
 ) -> Forecast:
     """Measure a few steps of a training, and say what recording it will cost for choices of k and K.
 
@@ -66,7 +67,7 @@ def plan(
         confidences: At which; audits are compared at the first.
         progress: Told how far it is.
         executor: Where to train; by default a process on this machine.
-        seconds: For how long steps are taken, beyond the fewest that show anything.
+        seconds: For how long steps are taken, beyond the fewest that show anything; by default ten.
 
     Raises:
         UsageError: it cannot be recorded or planned as asked.
@@ -87,7 +88,9 @@ def plan(
     split_reference(reference)
     tagged = {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
     chosen = profile or Profile(threads=available_cores())
-    found = watch(reference, tagged, chosen, policy, progress or (lambda *_: None), executor, seconds)
+    load = _load()
+    budget = SECONDS if seconds is None else seconds
+    found = watch(reference, tagged, chosen, policy, progress or (lambda *_: None), executor, budget)
     choices = [
         choice(found.run, policy, k, big, left_open, confidences)
         for k, big in lengths_to_try(found.run.steps, every, keep, policy.bounds.max_every)
@@ -97,6 +100,7 @@ def plan(
         policy=f"{policy.name}/{policy.version}",
         profile=chosen,
         measured_steps=found.steps,
+        load=load,
         run=found.run,
         share=left_open,
         max_overhead=max_overhead,
@@ -104,3 +108,8 @@ def plan(
         choices=choices,
         recommended=recommend(choices, max_overhead, max_bytes),
     )
+
+
+def _load() -> float:
+    """How many processes each core was wanted by in the last minute; 0 where the system does not say."""
+    return os.getloadavg()[0] / available_cores() if hasattr(os, "getloadavg") else 0.0

@@ -138,6 +138,8 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     profile: Profile
     measured_steps: int
+    load: float
+    """How many processes each core was wanted by before: from about 1 on, times are not those of a machine at rest."""
     run: Run
     share: float
     """Largest share of forged intervals that the audits leave open."""

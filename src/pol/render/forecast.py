@@ -13,6 +13,8 @@ def forecast(console: Console, found: Forecast, commands: list[str]) -> None:
     """Print a forecast."""
     measured = f"measured in {found.measured_steps} of them, with {plural(found.profile.threads, 'thread')}"
     console.print(f"{found.recipe}: {plural(found.run.steps, 'step')}; {measured}", soft_wrap=True)
+    if found.load > 1:
+        console.print(f"Each core was wanted by {found.load:.1f} processes: on a machine at rest, times are others.")
     console.print()
     console.print(_measured(found))
     console.print()
