@@ -289,7 +289,7 @@ def test_nothing_is_recommended_when_nothing_fits():
     choices = [made(0.05, 10.0, 100, every=10), made(0.0312, 20.0, 200, every=100), made(0.01, 1.0, 1, refused="no")]
     found = recommend(choices, 0.03)
     assert found.choice is None
-    assert "The least is 3.120% (k = 100, K = 1), which --max-overhead 3.2% allows" in found.why
+    assert "The least is 3.12 % (k = 100, K = 1), which --max-overhead 3.2% allows" in found.why
     assert recommend(choices, 0.032).choice is choices[1]
     found = recommend(choices, 0.5, max_bytes=99)
     assert found.choice is None

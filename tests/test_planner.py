@@ -377,7 +377,7 @@ def test_a_plan_for_people_when_nothing_fits(here, capsys):
     text = " ".join(out.split())
     assert "90 %: steps" in text
     assert "at most 1 % of the intervals are forged" in text
-    assert "Nothing to recommend: none costs at most 0.000% of the training's time. The least is" in text
+    assert "Nothing to recommend: none costs at most 0 % of the training's time. The least is" in text
     assert "longer whatever k and K are" in text
     assert "pol record" not in text
 

@@ -210,7 +210,7 @@ def check_bounds(max_overhead: float, max_bytes: int | None) -> None:
 
 
 def _why(fit: Sequence[Choice], alike: Sequence[Choice], max_overhead: float) -> str:
-    among = f"of {len(fit)} that cost at most {max_overhead:.3%} of the training's time"
+    among = f"of {len(fit)} that cost at most {100 * max_overhead:.4g} % of the training's time"
     if len(alike) == 1:
         return f"the cheapest audit {among}"
     return f"the smallest proof of {len(alike)} whose audits are equally cheap, the cheapest {among}"
@@ -226,6 +226,7 @@ def _instead(
         return f"no proof is so small: the smallest has {least.bytes:,} bytes (k = {least.every}, K = {least.keep})"
     least = min(small, key=lambda one: one.overhead)
     return (
-        f"none costs at most {max_overhead:.3%} of the training's time. The least is {least.overhead:.3%} "
-        f"(k = {least.every}, K = {least.keep}), which --max-overhead {math.ceil(1000 * least.overhead) / 10}% allows"
+        f"none costs at most {100 * max_overhead:.4g} % of the training's time. The least is "
+        f"{100 * least.overhead:.4g} % (k = {least.every}, K = {least.keep}), which "
+        f"--max-overhead {math.ceil(1000 * least.overhead) / 10}% allows"
     )

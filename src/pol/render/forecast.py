@@ -47,9 +47,9 @@ def _measured(found: Forecast) -> Table:
     table.add_row("A step", f"{_time(costs.bare_step)}; recorded, {_time(costs.added)} more")
     table.add_row("A digest", f"{_time(costs.digest)}: the state taken, checked and hashed")
     table.add_row("A kept state", f"{_kept(costs)}; {size(sizes.kept)} of {size(sizes.state)}")
-    table.add_row("A replay", f"{_time(costs.replay_enter)} to begin, {_time(costs.replay_step)} for each step")
-    begin = f"{_time(costs.start)} to start, {_time(costs.enter)} for each build"
-    table.add_row("A verification", f"{begin}, {_time(costs.read)} for each kept state")
+    table.add_row("A replay", f"{_time(costs.replay_enter)} to begin, {_time(costs.replay_step)} a step")
+    begin = f"{_time(costs.start)} to start, {_time(costs.enter)} a build"
+    table.add_row("A verification", f"{begin}, {_time(costs.read)} a kept state")
     if found.run.samples:
         seconds = duration(found.run.samples * costs.sample)
         table.add_row("The dataset", f"{plural(found.run.samples, 'sample')}, {seconds} to hash, once")
@@ -90,8 +90,8 @@ def _audit(audit: Audit) -> tuple[str, str]:
 
 
 def _percent(share: float) -> str:
-    """A share in per cent, three digits of it."""
-    return f"{100 * share:.3g} %"
+    """A share in per cent, three digits of it, or all that are before the point."""
+    return f"{100 * share:,.0f} %" if share >= 1 else f"{100 * share:.3g} %"
 
 
 def _time(seconds: float) -> str:
