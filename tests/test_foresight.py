@@ -28,7 +28,7 @@ from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Policy
 TOLERANT = Policy(rule="tolerance", limits=Limits(relative=1.0, absolute=1.0))
 
 COSTS = Costs(
-    bare_step=1.0, added=0.01, digest=0.1, noted=0.002, copied=0.05, stored=0.4, written=0.3, busy=True, start=3.0,
+    bare_step=1.0, added=0.01, digest=0.1, whole=0.15, noted=0.002, copied=0.05, stored=0.4, written=0.3, busy=True, start=3.0,
     enter=0.5, replay_enter=0.25, replay_step=1.25, read=0.125, compared=0.0625,
 )  # fmt: skip
 SIZES = Sizes(built=400, kept=1000, state=1100, record=100.0, record_step=10.0, entry=180.0, others=5000)
@@ -125,18 +125,19 @@ def overhead(every, keep, steps=1000, **costs):
 
 
 def test_overhead_by_hand():
-    assert overhead(1, 1) == pytest.approx(0.01 + 0.1 + 0.002 + 0.05 + 0.4)
-    assert overhead(10, 1) == pytest.approx(0.01 + (0.1 + 0.002 + 0.05 + 0.4) / 10)
-    assert overhead(10, 10) == pytest.approx(0.01 + (0.1 + 0.002) / 10 + (0.05 + 0.4) / 100)
+    kept = 0.15 + 0.05 + 0.4  # all of it is hashed, copied, and written beside
+    assert overhead(1, 1) == pytest.approx(0.01 + 0.002 + kept)
+    assert overhead(10, 1) == pytest.approx(0.01 + (0.002 + kept) / 10)
+    assert overhead(10, 10) == pytest.approx(0.01 + 0.002 / 10 + (9 * 0.1 + kept) / 100)
 
 
 def test_work_on_a_free_core_costs_nothing():
-    assert overhead(10, 1, busy=False) == pytest.approx(0.01 + (0.1 + 0.05) / 10)
+    assert overhead(10, 1, busy=False) == pytest.approx(0.01 + (0.15 + 0.05) / 10)
 
 
 def test_the_next_state_waits_for_the_one_before_it():
     """One snapshot is in flight: with a slow disk the training waits, however many cores are free."""
-    assert overhead(1, 1, busy=False, written=5.01) == pytest.approx(0.01 + 0.1 + 0.05 + 4.0)
+    assert overhead(1, 1, busy=False, written=5.01) == pytest.approx(0.01 + 0.15 + 0.05 + 4.0)
     assert overhead(10, 1, busy=False, written=5.01) == overhead(10, 1, busy=False)
 
 
@@ -168,13 +169,13 @@ def test_the_seconds_of_a_full_audit_by_hand():
     (audit, _) = choice(run(95), EXACT, 10, 4, 0.03).audits
     assert (audit.replayed_steps, audit.replayed_share, audit.openings) == (95, 1, 0)
     builds = 4 * 0.5 + 3 * 1.01
-    assert audit.seconds == pytest.approx(3 + builds + 4 * 0.125 + 3 * 0.25 + 95 * 1.25 + 10 * 0.1)
+    assert audit.seconds == pytest.approx(3 + builds + 4 * 0.125 + 3 * 0.25 + 95 * 1.25 + 10 * 0.15)
 
 
 def test_the_seconds_of_single_steps_by_hand():
     (audit, _) = choice(run(20, trials=5), TOLERANT, 1, 10, 0.03).audits
     builds = 9 * 0.5 + (3 + 5) * 1.01
-    replayed = 20 * (0.25 + 1.25 + 0.1 + 0.0625)  # each is entered for itself, and compared
+    replayed = 20 * (0.25 + 1.25 + 0.15 + 0.0625)  # each is entered for itself, and compared
     assert audit.seconds == pytest.approx(3 + builds + 3 * 0.125 + replayed)
     assert (audit.openings, audit.answered_steps, audit.opening_bytes) == (18, 18, 18_000)
 

@@ -98,7 +98,9 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     closing: list[float]
     """After steps that end no interval,"""
     digests: list[float]
-    """and after those that end one: taking and hashing the state."""
+    """after those that end one: taking the state, and hashing what may have changed,"""
+    whole: list[float]
+    """and after those whose state is kept, all of which is hashed."""
     copies: list[float]
     """Each kept state: until the training may go on,"""
     written: list[float]

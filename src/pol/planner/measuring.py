@@ -87,20 +87,21 @@ def watch(
                 read, compared = miniature.read()
                 again = asking.replay(told.measured, told.intervals, miniature.path)
         found, timings = told.measured, told.measured.timings
-        digest = statistics.median(timings.digests)
+        whole = _middle(timings.whole)
         costs = Costs(
             bare_step=_middle(timings.bare),
             added=max(0.0, _middle(timings.added) + _middle(timings.closing) + _middle(timings.refetched)),
-            digest=digest,
+            digest=_middle(timings.digests[len(timings.digests) // 2 :]),  # later ones leave out what stays as it is
+            whole=whole,
             noted=told.noted / len(told.intervals) + miniature.noted,
             copied=_middle(timings.copies[1:] or timings.copies),
             stored=_middle(timings.cores[1:] or timings.cores) + miniature.hashed,
             written=_middle(timings.written[1:] or timings.written),
             busy=profile.threads >= available_cores(),
-            start=max(0.0, building - timings.entered - digest),
-            enter=timings.entered + digest,
+            start=max(0.0, building - timings.entered - whole),
+            enter=timings.entered + whole,
             replay_enter=max(0.0, again.enter),
-            replay_step=max(0.0, again.step - digest / EVERY),
+            replay_step=max(0.0, again.step - whole / EVERY),
             read=read,
             compared=compared if policy.rule == "tolerance" else 0.0,
             sample=_middle(timings.samples),

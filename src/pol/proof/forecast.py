@@ -23,7 +23,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
     added: float
     """That every step takes longer: setting generators, hashing batches, noting rates."""
     digest: float
-    """At the end of an interval: taking the state, looking for values that are not finite, hashing."""
+    """At the end of an interval: taking the state, looking for values that are not finite, hashing what may have
+    changed."""
+    whole: float
+    """The same where the state is kept, all of which is hashed."""
     noted: float
     """Beside: writing the record of an interval."""
     copied: float

@@ -122,7 +122,8 @@ def _overhead(run: Run, every: int, keep: int) -> float:
     found = run.costs
     beside = 1.0 if found.busy else 0.0
     length = min(every * keep, run.steps)
-    window = length * found.added + math.ceil(length / every) * (found.digest + beside * found.noted)
+    count = math.ceil(length / every)
+    window = length * found.added + (count - 1) * found.digest + found.whole + count * beside * found.noted
     waits = max(0.0, found.written - length * (found.bare_step + found.added))  # for the state before it
     window += found.copied + max(beside * found.stored, waits)
     return window / (length * found.bare_step)
@@ -148,7 +149,7 @@ def _audit(run: Run, policy: Policy, every: int, keep: int, kept: int, draws: in
         replayed_steps=cost.steps,
         replayed_share=cost.steps / run.steps,
         seconds=found.start + builds + kept * found.read + cost.replays * found.replay_enter
-        + cost.steps * found.replay_step + cost.intervals * (found.digest + single * found.compared),
+        + cost.steps * found.replay_step + cost.intervals * (found.whole + single * found.compared),
         openings=cost.openings,
         answered_steps=cost.answered_steps,
         opening_bytes=cost.openings * run.sizes.kept,

@@ -17,17 +17,18 @@ from pol.errors import UsageError
 from pol.interval import Interval, Momenta
 from pol.messages import Measure, Measured, Opened, Recorded
 from pol.replay.data import sample_leaf
+from pol.replay.digests import Digests
 from pol.replay.driver import Arrived, Batches, Driver
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
-from pol.replay.files import save_atomically
 from pol.replay.intervals import IntervalRecorder
 from pol.replay.loader import Committed, Loader
 from pol.replay.observer import Observer
 from pol.replay.state import State
 from pol.replay.telling import Emit, Progress
 from pol.replay.tensors import content
-from pol.replay.writer import Writer, checkpoint_name
+from pol.replay.writer import Writer
+from pol.statetree import state_root
 from pol.traces import Timings
 
 WARM = 2
@@ -45,13 +46,14 @@ def measure(job: Measure, emit: Emit) -> None:
     """Take the steps that ``job`` names, and tell what each part took."""
     entry, directory = Entry(job.program), Path(job.directory)
     frame = Frame(entry.streams, external=entry.external)
-    began = perf_counter()
-    built = advance(entry.make, frame, Position(), stop=0)
-    entered = perf_counter() - began
-    save_atomically(built.state, directory / checkpoint_name(0))
-    emit(Opened(step=0, root=built.state.root()))
-    del built
     with Writer(directory, emit) as writer:
+        began = perf_counter()
+        state = advance(entry.make, frame, Position(), stop=0).state
+        entered = perf_counter() - began
+        state.contents = state.digests()
+        writer.add(Opened(step=0, root=state_root(state.contents)), 0, state)
+        writer.tell(wait=True)
+        del state
         clocks = Clocks(job, writer, Progress(emit, job.most))
         end = advance(entry.make, frame, Position(), None, clocks, clocks.drive)
     assert end.batches_per_step is not None
@@ -67,6 +69,7 @@ def measure(job: Measure, emit: Emit) -> None:
                 refetched=_refetched(end, end.batches_per_step),
                 closing=clocks.closing,
                 digests=clocks.digests,
+                whole=clocks.whole,
                 copies=clocks.copies,
                 written=clocks.written,
                 cores=clocks.cores,
@@ -84,13 +87,14 @@ class Clocks:
         self._job, self._writer, self._progress = job, writer, progress
         self._recorder = IntervalRecorder(
             every=job.every, start=0, last=NEVER, batch_key=bytes.fromhex(job.batch_key), emit=self._record,
-            on_step=self._stepped,
+            on_step=self._stepped, digests=Digests(trust=True), kept=self._kept,
         )  # fmt: skip
         self._began = perf_counter()
         self.bare: list[float] = []
         self.added: list[float] = []
         self.closing: list[float] = []
         self.digests: list[float] = []
+        self.whole: list[float] = []
         self.copies: list[float] = []
         self.written: list[float] = []
         self.cores: list[float] = []
@@ -119,18 +123,24 @@ class Clocks:
         if step >= WARM:
             self.bare.append(bare)
             self.added.append(added)
-            (self.closing if (step + 1) % self._job.every else self.digests).append(seconds)
+            ends = (self.whole if kept < len(self.copies) else self.digests) if self._ends(step + 1) else self.closing
+            ends.append(seconds)
         if kept < len(self.copies):
             self._wait()
         self._leave(step + 1)
         self._driver.step_begins()
 
     def _record(self, interval: Interval, state: State, *_: object) -> None:
-        kept = interval.stop % (self._job.keep * self._job.every) == 0
-        began = perf_counter()
+        kept, began = self._kept(interval.stop), perf_counter()
         self._writer.add(Recorded(interval=interval, samples=[], kept=kept), interval.stop, state if kept else None)
         if kept:
             self.copies.append(perf_counter() - began)
+
+    def _ends(self, step: int) -> bool:
+        return step % self._job.every == 0
+
+    def _kept(self, step: int) -> bool:
+        return step % (self._job.keep * self._job.every) == 0
 
     def _stepped(self, step: int) -> None:
         self._writer.tell()
