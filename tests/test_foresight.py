@@ -28,8 +28,8 @@ from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Policy
 TOLERANT = Policy(rule="tolerance", limits=Limits(relative=1.0, absolute=1.0))
 
 COSTS = Costs(
-    bare_step=1.0, added=0.01, digest=0.1, whole=0.15, noted=0.002, copied=0.05, stored=0.4, written=0.3, busy=True, start=3.0,
-    enter=0.5, replay_enter=0.25, replay_step=1.25, read=0.125, compared=0.0625,
+    bare_step=1.0, added=0.01, digest=0.1, whole=0.15, noted=0.002, copied=0.05, stored=0.4, written=0.3, busy=True,
+    start=3.0, enter=0.5, replay_enter=0.25, replay_step=1.25, read=0.125, compared=0.0625,
 )  # fmt: skip
 SIZES = Sizes(built=400, kept=1000, state=1100, record=100.0, record_step=10.0, entry=180.0, others=5000)
 
