@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -36,8 +37,8 @@ LEAST, MOST = 12, 64
 """Steps that are taken: three kept states at least, since the first fills the buffers that later ones use; and no more
 than a median needs."""
 
-REPLAYED = 12
-"""Steps of each replay that is measured: a median of what follows its beginning."""
+REPLAYS = 5
+"""Stretches that are taken again, each from one kept state to the next: as many as a median needs."""
 
 SEED = hashlib.sha256(b"pol/plan/seed").digest()
 """Of the steps that are measured: the same every time."""
@@ -188,10 +189,11 @@ class _Asking:
         return told
 
     def replay(self, found: messages.Measured, intervals: Sequence[Interval], proof: Path) -> _Again:
-        """Some of these steps, taken again from two of the kept states."""
+        """Some of these steps, taken again from kept states."""
         length = EVERY * KEEP
-        starts = [found.steps - length, max(0, found.steps - length - REPLAYED) // length * length]
-        segments = [self._segment(start, min(start + REPLAYED, found.steps), intervals, proof) for start in starts]
+        states = range(length, found.steps, length) or [0]
+        starts = itertools.islice(itertools.cycle(states), REPLAYS)
+        segments = [self._segment(start, start + length, intervals, proof) for start in starts]
         job = messages.Replay(
             program=self._program, segments=segments, salt_key=seeds.salt_key(SEED).hex(),
             registered=messages.Registered(
@@ -201,17 +203,18 @@ class _Asking:
         )  # fmt: skip
         total, done = sum(segment.stop - segment.start for segment in segments), 0
         self._progress("measuring a replay", 0, total)
-        times: list[tuple[int, float]] = []
+        times: list[float] = []
         for event in self._process.run(job):
             if isinstance(event, messages.Failed):
                 raise failure(event)
             if isinstance(event, messages.Recorded):
                 done += event.interval.stop - event.interval.start
-                times.append((event.interval.start, perf_counter()))
+                times.append(perf_counter())
                 self._progress("measuring a replay", done, total)
-        between = [(after[1] - before[1], after[0] - before[0] == EVERY) for before, after in pairwise(times)]
-        step = _middle([seconds for seconds, follows in between if follows]) / EVERY
-        enters = [seconds - EVERY * step for seconds, follows in between if not follows]
+        between = [after - before for before, after in pairwise(times)]
+        first = range(KEEP - 1, len(between), KEEP)  # what ends with the first interval of the next stretch
+        step = _middle([seconds for number, seconds in enumerate(between) if number not in first]) / EVERY
+        enters = [between[number] - EVERY * step for number in first]
         return _Again(enter=_middle(enters), step=step)
 
     def _segment(self, start: int, stop: int, intervals: Sequence[Interval], proof: Path) -> messages.Segment:
