@@ -30,13 +30,14 @@ DELTA = {"l1": 1.0, "l2": 0.1, "linf": 0.01, "cos": 0.001}
 SPENT = Spent(gradients=6, share=0.04, seconds=0.1, bytes=1000)
 MET = Detection(
     forged=1, intervals=158, draws=1000, met=0.63, predicted=0.64, low=0.6, high=0.68,
-    uniform=0.63, uniform_predicted=0.64,
+    uniform=0.63, uniform_predicted=0.64, uniform_low=0.6, uniform_high=0.68,
 )  # fmt: skip
 
 
 def cell(attack="lie", policy=FULL, verdict=Verdict.REJECT, step=7, **other):
-    found = {"title": "a | lie", "study": ["A4"], "in_scope": True, "survives": "", "reported": "", "cost": SPENT}
-    return Cell(attack=attack, policy=policy, verdict=verdict, step=step, reason="why | so", **{**found, **other})
+    found = {"title": "a | lie", "study": ["A4"], "in_scope": True, "survives": "", "reported": "", "cost": SPENT,
+             "reason": "why | so"}  # fmt: skip
+    return Cell(attack=attack, policy=policy, verdict=verdict, step=step, **{**found, **other})
 
 
 def outcome(*cells, honest=Verdict.ACCEPT):
@@ -65,9 +66,44 @@ def test_a_bench_is_well_only_if_replaying_everything_refuses_every_forgery():
 
 def test_a_bench_is_well_only_if_samples_meet_what_was_predicted():
     assert outcome(cell(), cell(policy=SAMPLED, detection=MET)).ok
-    wrong = outcome(cell(), cell(policy=SAMPLED, detection=msgspec.structs.replace(MET, met=0.5)))
-    assert not wrong.ok
-    assert wrong.unpredicted == ["lie"]
+    for other in ({"met": 0.5}, {"uniform": 0.5}):
+        wrong = outcome(cell(), cell(policy=SAMPLED, detection=msgspec.structs.replace(MET, **other)))
+        assert not wrong.ok
+        assert wrong.unpredicted == ["lie"]
+
+
+def test_a_bench_is_well_only_if_nothing_broke():
+    broken = outcome(cell(), cell("mine", verdict=None, step=None, reason="it fell", cost=None, broken=True))
+    assert not broken.ok
+    assert broken.broken == {"mine": "it fell"}
+    assert shown.word(broken.results[1]) == "broken"
+    assert ("mine is broken: it fell", "bold red") in shown.summary(broken)
+    assert ">broken</text>" in figure(broken)
+
+
+def test_a_verifier_that_fails_is_a_fault_too(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no report")
+
+    here = object.__new__(arena.Arena)
+    here.setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    here.policies = suite.columns(DELTA)
+    monkeypatch.setattr(arena.Arena, "_forge", lambda *_: "a forgery")
+    monkeypatch.setattr(arena.Arena, "_judge", fail)
+    cells = here.meet(REGISTRY["interpolation"])
+    assert {one.policy for one in cells} == set(here.policies)
+    assert {one.reason for one in cells if one.broken} == {"its verification failed: RuntimeError: no report"}
+    assert not outcome(*cells).ok
+
+
+def test_a_bench_is_well_only_if_who_has_a_budget_keeps_to_it():
+    dear = msgspec.structs.replace(SPENT, share=0.51)
+    assert outcome(cell(cost=dear)).ok  # which most attacks do not know
+    over = outcome(cell(cost=dear, bound=True), cell(policy=SAMPLED, cost=dear, bound=True))
+    assert not over.ok
+    assert over.overspent == ["lie"]
+    assert ("lie spent more than its budget, 50% of the training.", "bold red") in shown.summary(over)
+    assert outcome(cell(cost=msgspec.structs.replace(SPENT, share=0.5), bound=True)).ok
 
 
 def test_the_policies_of_the_bench_can_be_used():
@@ -383,12 +419,32 @@ def test_a_bench_with_an_attack_of_ones_own(tmp_path, capsys):
     assert results["interpolation", FULL]["apart"] == 0
     assert sorted(path.name for path in out.iterdir()) == ["attacks.json", "attacks.md", "attacks.svg", "cells"]
     assert json.loads((out / "attacks.json").read_text())["results"] == found["results"]
-    # What is finished is not made again, and an attack that breaks is named.
-    assert main(command[:-1]) == 0
-    capsys.readouterr()
-    broken = own(tmp_path, lie="1 / 0")
-    assert main(["bench", "attacks", "--recipe", RECIPE, "--file", str(broken), "--jobs", "1"]) == 3
-    assert "own.py:7: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert main(command[:-1]) == 0  # what is finished is not made again
+
+
+@pytest.mark.slow
+def test_an_attack_that_breaks_or_is_killed_stops_no_other(tmp_path, capsys):
+    """One raises an error, one ends its process, and one is in order."""
+    lies = {
+        "raises": "1 / 0",
+        "ends": "import os; os._exit(7)",
+        "lies": "forger.states[forger.steps] = forger.states[0]",
+    }
+    files = []
+    for name, lie in lies.items():
+        (tmp_path / name).mkdir()
+        files += ["--file", str(own(tmp_path / name, name, lie))]
+    out = tmp_path / "out"
+    assert main(["bench", "attacks", "--recipe", RECIPE, *files, "--jobs", "1", "--out", str(out), "--json"]) == 1
+    found = {(one["attack"], one["policy"]): one for one in json.loads(capsys.readouterr().out)["results"]}
+    assert len(found) == 3 * 5
+    assert [found[name, FULL]["broken"] for name in lies] == [True, True, False]
+    assert "own.py:7: ZeroDivisionError: division by zero" in found["raises", FULL]["reason"]
+    assert found["ends", PAPER]["reason"] == "its process was killed (out of memory?)"
+    assert (found["lies", FULL]["verdict"], found["lies", FULL]["step"]) == ("REJECT", 7)
+    text = (out / "attacks.md").read_text()
+    assert "| broken | broken | broken | broken | broken |" in text
+    assert len(list((out / "cells").glob("*.json"))) == 2  # the calibration, and what did not break
 
 
 def test_another_verdict_than_expected_is_a_surprise():

@@ -57,6 +57,6 @@ def adaptive(workshop: Workshop, out: Path) -> None:
 ATTACKS = (
     Attack(
         "adaptive", "the most promising forgery for the policy and the budget", "thief", adaptive,
-        study=("A18", "A19", "T16"), adapts=True,
+        study=("A18", "A19", "T16"), adapts=True, bound=True,
     ),
 )  # fmt: skip

@@ -63,6 +63,8 @@ class Attack:
     """What its authors report of it against the verification of 2021, with the source; empty if nothing."""
     adapts: bool = False
     """Whether it makes another forgery for another policy; else one for each rule will do."""
+    bound: bool = False
+    """Whether it keeps to the budget that it is given, and is at fault if it does not."""
 
     def forge(
         self, target: Path, out: Path, key: SigningKey, recipe: str, executor: Executor | None = None, *,

@@ -44,7 +44,7 @@ def attacks(
         progress: Told how far it is.
 
     Raises:
-        UsageError: there is no such attack; or one failed, with its own error.
+        UsageError: there is no such attack.
     """
     from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 

@@ -15,6 +15,8 @@ STANDS = "none, the honest proof"
 
 def word(cell: Cell | None) -> str:
     """What became of an attack, in a word: a verdict, with the step that caught it."""
+    if cell is not None and cell.broken:
+        return "broken"
     if cell is None or cell.verdict is None:
         return "—"
     if cell.detection is not None and 0 < cell.detection.predicted < 1:
@@ -57,6 +59,8 @@ def table(console: Console, outcome: Outcome) -> None:
 
 def _good(cell: Cell | None) -> bool | None:
     """Whether that is the right answer; None where there is none."""
+    if cell is not None and cell.broken:
+        return False
     if cell is None or cell.verdict is None or not cell.in_scope:
         return None
     return cell.verdict is not Verdict.ACCEPT
@@ -79,6 +83,10 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
         if beyond and policy == FULL:
             text += f"; beyond its reach are {', '.join(beyond)}: true of what they say"
         found.append((text + ".", "bold red" if accepted and policy == FULL else ""))
+    for name, reason in outcome.broken.items():
+        found.append((f"{name} is broken: {reason}", "bold red"))
+    for name in outcome.overspent:
+        found.append((f"{name} spent more than its budget, {outcome.budget:.0%} of the training.", "bold red"))
     for name in outcome.unpredicted:
         found.append((f"{name} was met by another share of the challenges than predicted.", "bold red"))
     wrong = [policy for policy, verdict in outcome.honest.items() if verdict is not Verdict.ACCEPT]
