@@ -124,6 +124,14 @@ def test_the_quick_suite_stands_for_every_published_attack():
     assert suite.FULL_SUITE.attacks == ()  # all of them
 
 
+def test_every_published_attack_says_what_was_published():
+    """The splice is new."""
+    published = [one for one in REGISTRY.values() if any(number.startswith("A") for number in one.study)]
+    silent = {one.name for one in published if not one.reported}
+    assert silent == {"spliced", "spliced-interval", "spliced-momentum", "spliced-hidden"}
+    assert all("(" in one.reported for one in REGISTRY.values() if one.reported)  # its source
+
+
 def test_a_suite_that_there_is_not():
     with pytest.raises(UsageError, match="there is quick, full"):
         suite.named("slow")

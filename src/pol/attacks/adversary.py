@@ -58,5 +58,7 @@ ATTACKS = (
     Attack(
         "adaptive", "the most promising forgery for the policy and the budget", "thief", adaptive,
         study=("A18", "A19", "T16"), adapts=True, bound=True,
+        reported="all the way to stolen weights in 78 intervals of one step, where a limit is 1 % of each move "
+        "(attack study, A19)",
     ),
 )  # fmt: skip

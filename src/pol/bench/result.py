@@ -61,7 +61,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     survives: str
     """Why not, if it has not."""
     reported: str
-    """What its authors report of it against the verification of 2021."""
+    """What is published of it."""
     verdict: Verdict | None
     """None: there was nothing to verify, and ``reason`` says why."""
     step: int | None
