@@ -44,8 +44,9 @@ def outcome(*cells, honest=Verdict.ACCEPT):
     names = list(suite.columns(DELTA))
     return Outcome(
         suite="quick", recipe="r", settings={"lr": 0.1}, steps=158, every=1, budget=0.5, delta=DELTA,
-        policies=dict.fromkeys(names, "sha256:"), honest=dict.fromkeys(names, honest), honest_seconds=1.0,
-        honest_bytes=10, environment={"torch": "2"}, seconds=2.0, results=list(cells),
+        policies=dict.fromkeys(names, "sha256:"), honest=dict.fromkeys(names, honest),
+        honest_reasons={} if honest is Verdict.ACCEPT else dict.fromkeys(names, "it stood"), honest_seconds=1.0,
+        honest_bytes=10, honest_accuracy=0.9, environment={"torch": "2"}, seconds=2.0, results=list(cells),
     )  # fmt: skip
 
 
@@ -61,7 +62,9 @@ def test_a_bench_is_well_only_if_replaying_everything_refuses_every_forgery():
     assert accepted.false_accepts == ["lie"]
     assert outcome(cell(verdict=Verdict.ACCEPT, step=None, in_scope=False, survives="true")).ok
     assert outcome(cell(), cell(policy=PAPER, verdict=Verdict.ACCEPT, step=None)).ok
-    assert not outcome(cell(), honest=Verdict.INCONCLUSIVE).ok
+    refused = outcome(cell(), honest=Verdict.INCONCLUSIVE)
+    assert not refused.ok
+    assert ("The honest proof was not accepted under tolerance: it stood", "bold red") in shown.summary(refused)
 
 
 def test_a_bench_is_well_only_if_samples_meet_what_was_predicted():
@@ -202,7 +205,7 @@ def full_outcome():
     return outcome(
         cell("interpolation", PAPER, Verdict.ACCEPT, None, reported="100 % at δ > 0"),
         cell("interpolation", SAMPLED, detection=MET, apart=0.0),
-        cell("interpolation", FULL, apart=0.0),
+        cell("interpolation", FULL, apart=0.0, accuracy=0.906),
         cell("distilled", FULL, Verdict.ACCEPT, None, in_scope=False, survives="a true run"),
         cell("nowhere", FULL, None, None, cost=None),
     )
@@ -211,10 +214,11 @@ def full_outcome():
 def test_markdown():
     text = shown.markdown(full_outcome(), "a.svg")
     assert "![Verdict on each attack by policy](a.svg)" in text
-    row = "| `interpolation` | A4 | a \\| lie | 0.04 | 0.1 | 1 kB | 0 | **ACCEPT** | — | — | met 63% | REJECT 7 |"
-    assert row in text
+    row = "| `interpolation` | A4 | a \\| lie | 0.04 | 0.04 | 0.1 | 1 kB | 0 | 0.91 | **ACCEPT** | — | — | met 63% | "
+    assert row + "REJECT 7 |" in text
     assert "| `interpolation` | 1 of 158 | 1,000 | 0.6300 | 0.6400 | 0.6300 | 0.6400 |" in text
-    assert "| `interpolation` | A4 | 100 % at δ > 0 | ACCEPT | 6 gradients, 0.04 of all |" in text
+    assert "| `interpolation` | A4 | 100 % at δ > 0 | ACCEPT | 6 gradients, 0.04 of all | — | — |" in text
+    assert "| `interpolation` | REJECT 7 | why \\| so |" in text
     assert "- exact full: accepts 0 of 1 forgeries; beyond its reach are distilled: true of what they say." in text
 
 
@@ -425,6 +429,8 @@ def test_a_bench_with_an_attack_of_ones_own(tmp_path, capsys):
         assert full["cost"]["bytes"] > 0
     assert results["own-lie", SAMPLED]["detection"]["forged"] == 1
     assert results["interpolation", FULL]["apart"] == 0
+    assert results["interpolation", FULL]["accuracy"] == found["honest_accuracy"]
+    assert results["own-lie", FULL]["accuracy"] < found["honest_accuracy"]
     assert sorted(path.name for path in out.iterdir()) == ["attacks.json", "attacks.md", "attacks.svg", "cells"]
     assert json.loads((out / "attacks.json").read_text())["results"] == found["results"]
     assert main(command[:-1]) == 0  # what is finished is not made again

@@ -65,6 +65,7 @@ class Arena:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.policies = columns(setting.delta)
+        self._effects: dict[Path, dict[str, float | None]] = {}
         self._stack = ExitStack()
         self._executor = self._stack.enter_context(LocalProcess(setting.profile))
         self._auditor = self._stack.enter_context(LocalAuditor(setting.recipe))
@@ -143,9 +144,25 @@ class Arena:
                 seconds=cost.seconds,
                 bytes=cost.bytes,
             ),
-            apart=_apart(forgery.path, self.setting.target(policy.rule)),
             detection=found,
+            **self._effect(forgery.path, policy.rule, forgery.recipe),
         )
+
+    def honest_accuracy(self) -> float | None:
+        """That of the honest model."""
+        return self._accuracy(self.setting.target("exact"), "exact", self.setting.recipe)
+
+    def _accuracy(self, proof: Path, rule: str, recipe: str) -> float | None:
+        from pol.attacks.accuracy import accuracy
+
+        return accuracy(proof, self.setting.target(rule), self.setting.recipe, recipe)
+
+    def _effect(self, path: Path, rule: str, recipe: str) -> dict[str, float | None]:
+        """What a forgery comes to, whatever a verifier says: measured once."""
+        if path not in self._effects:
+            found = _apart(path, self.setting.target(rule)), self._accuracy(path, rule, recipe)
+            self._effects[path] = dict(zip(("apart", "accuracy"), found, strict=True))
+        return self._effects[path]
 
     def _looked_up(self, forgery: Forgery, known: Report) -> tuple[Verdict, int | None, str, Detection | None]:
         """What a sample says of a forgery all of whose intervals were replayed: looked up, for a fresh nonce."""

@@ -77,6 +77,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     apart: float | None = None
     """How far its last parameters are from the stolen ones, as a share of how far the stolen run went; None where that
     cannot be said. 0: it claims the stolen model."""
+    accuracy: float | None = None
+    """Share of the first training samples to which its model gives their class; None where there is no such model."""
     detection: Detection | None = None
     """For policies that sample, where steps 1 to 6 pass."""
 
@@ -98,8 +100,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Digests of the policies, by name."""
     honest: dict[str, Verdict]
     """Verdict on the honest proof, by policy."""
+    honest_reasons: dict[str, str]
+    """Why it was not accepted, by policy; nothing of those that accepted it."""
     honest_seconds: float
     honest_bytes: int
+    honest_accuracy: float | None
+    """As of the forgeries."""
     environment: dict[str, str]
     seconds: float
     results: list[Cell]
