@@ -30,21 +30,23 @@ DELTA = {"l1": 1.0, "l2": 0.1, "linf": 0.01, "cos": 0.001}
 SPENT = Spent(gradients=6, share=0.04, seconds=0.1, bytes=1000)
 MET = Detection(
     forged=1, intervals=158, draws=1000, met=0.63, predicted=0.64, low=0.6, high=0.68,
-    uniform=0.63, uniform_predicted=0.64,
+    uniform=0.63, uniform_predicted=0.64, uniform_low=0.6, uniform_high=0.68,
 )  # fmt: skip
 
 
 def cell(attack="lie", policy=FULL, verdict=Verdict.REJECT, step=7, **other):
-    found = {"title": "a | lie", "study": ["A4"], "in_scope": True, "survives": "", "reported": "", "cost": SPENT}
-    return Cell(attack=attack, policy=policy, verdict=verdict, step=step, reason="why | so", **{**found, **other})
+    found = {"title": "a | lie", "study": ["A4"], "in_scope": True, "survives": "", "reported": "", "cost": SPENT,
+             "reason": "why | so"}  # fmt: skip
+    return Cell(attack=attack, policy=policy, verdict=verdict, step=step, **{**found, **other})
 
 
 def outcome(*cells, honest=Verdict.ACCEPT):
     names = list(suite.columns(DELTA))
     return Outcome(
         suite="quick", recipe="r", settings={"lr": 0.1}, steps=158, every=1, budget=0.5, delta=DELTA,
-        policies=dict.fromkeys(names, "sha256:"), honest=dict.fromkeys(names, honest), honest_seconds=1.0,
-        honest_bytes=10, environment={"torch": "2"}, seconds=2.0, results=list(cells),
+        policies=dict.fromkeys(names, "sha256:"), honest=dict.fromkeys(names, honest),
+        honest_reasons={} if honest is Verdict.ACCEPT else dict.fromkeys(names, "it stood"), honest_seconds=1.0,
+        honest_bytes=10, honest_accuracy=0.9, environment={"torch": "2"}, seconds=2.0, results=list(cells),
     )  # fmt: skip
 
 
@@ -60,14 +62,51 @@ def test_a_bench_is_well_only_if_replaying_everything_refuses_every_forgery():
     assert accepted.false_accepts == ["lie"]
     assert outcome(cell(verdict=Verdict.ACCEPT, step=None, in_scope=False, survives="true")).ok
     assert outcome(cell(), cell(policy=PAPER, verdict=Verdict.ACCEPT, step=None)).ok
-    assert not outcome(cell(), honest=Verdict.INCONCLUSIVE).ok
+    refused = outcome(cell(), honest=Verdict.INCONCLUSIVE)
+    assert not refused.ok
+    assert ("The honest proof was not accepted under tolerance: it stood", "bold red") in shown.summary(refused)
 
 
 def test_a_bench_is_well_only_if_samples_meet_what_was_predicted():
     assert outcome(cell(), cell(policy=SAMPLED, detection=MET)).ok
-    wrong = outcome(cell(), cell(policy=SAMPLED, detection=msgspec.structs.replace(MET, met=0.5)))
-    assert not wrong.ok
-    assert wrong.unpredicted == ["lie"]
+    for other in ({"met": 0.5}, {"uniform": 0.5}):
+        wrong = outcome(cell(), cell(policy=SAMPLED, detection=msgspec.structs.replace(MET, **other)))
+        assert not wrong.ok
+        assert wrong.unpredicted == ["lie"]
+
+
+def test_a_bench_is_well_only_if_nothing_broke():
+    broken = outcome(cell(), cell("mine", verdict=None, step=None, reason="it fell", cost=None, broken=True))
+    assert not broken.ok
+    assert broken.broken == {"mine": "it fell"}
+    assert shown.word(broken.results[1]) == "broken"
+    assert ("mine is broken: it fell", "bold red") in shown.summary(broken)
+    assert ">broken</text>" in figure(broken)
+
+
+def test_a_verifier_that_fails_is_a_fault_too(tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no report")
+
+    here = object.__new__(arena.Arena)
+    here.setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    here.policies = suite.columns(DELTA)
+    monkeypatch.setattr(arena.Arena, "_forge", lambda *_: "a forgery")
+    monkeypatch.setattr(arena.Arena, "_judge", fail)
+    cells = here.meet(REGISTRY["interpolation"])
+    assert {one.policy for one in cells} == set(here.policies)
+    assert {one.reason for one in cells if one.broken} == {"its verification failed: RuntimeError: no report"}
+    assert not outcome(*cells).ok
+
+
+def test_a_bench_is_well_only_if_who_has_a_budget_keeps_to_it():
+    dear = msgspec.structs.replace(SPENT, share=0.51)
+    assert outcome(cell(cost=dear)).ok  # which most attacks do not know
+    over = outcome(cell(cost=dear, bound=True), cell(policy=SAMPLED, cost=dear, bound=True))
+    assert not over.ok
+    assert over.overspent == ["lie"]
+    assert ("lie spent more than its budget, 50% of the training.", "bold red") in shown.summary(over)
+    assert outcome(cell(cost=msgspec.structs.replace(SPENT, share=0.5), bound=True)).ok
 
 
 def test_the_policies_of_the_bench_can_be_used():
@@ -86,6 +125,14 @@ def test_the_quick_suite_stands_for_every_published_attack():
 
     assert published(suite.QUICK.attacks) == published(REGISTRY) - {"A1", "A3", "A11"}
     assert suite.FULL_SUITE.attacks == ()  # all of them
+
+
+def test_every_published_attack_says_what_was_published():
+    """The splice is new."""
+    published = [one for one in REGISTRY.values() if any(number.startswith("A") for number in one.study)]
+    silent = {one.name for one in published if not one.reported}
+    assert silent == {"spliced", "spliced-interval", "spliced-momentum", "spliced-hidden"}
+    assert all("(" in one.reported for one in REGISTRY.values() if one.reported)  # its source
 
 
 def test_a_suite_that_there_is_not():
@@ -158,7 +205,7 @@ def full_outcome():
     return outcome(
         cell("interpolation", PAPER, Verdict.ACCEPT, None, reported="100 % at δ > 0"),
         cell("interpolation", SAMPLED, detection=MET, apart=0.0),
-        cell("interpolation", FULL, apart=0.0),
+        cell("interpolation", FULL, apart=0.0, accuracy=0.906),
         cell("distilled", FULL, Verdict.ACCEPT, None, in_scope=False, survives="a true run"),
         cell("nowhere", FULL, None, None, cost=None),
     )
@@ -167,10 +214,11 @@ def full_outcome():
 def test_markdown():
     text = shown.markdown(full_outcome(), "a.svg")
     assert "![Verdict on each attack by policy](a.svg)" in text
-    row = "| `interpolation` | A4 | a \\| lie | 0.04 | 0.1 | 1 kB | 0 | **ACCEPT** | — | — | met 63% | REJECT 7 |"
-    assert row in text
+    row = "| `interpolation` | A4 | a \\| lie | 0.04 | 0.04 | 0.1 | 1 kB | 0 | 0.91 | **ACCEPT** | — | — | met 63% | "
+    assert row + "REJECT 7 |" in text
     assert "| `interpolation` | 1 of 158 | 1,000 | 0.6300 | 0.6400 | 0.6300 | 0.6400 |" in text
-    assert "| `interpolation` | A4 | 100 % at δ > 0 | ACCEPT | 6 gradients, 0.04 of all |" in text
+    assert "| `interpolation` | A4 | 100 % at δ > 0 | ACCEPT | 6 gradients, 0.04 of all | — | — |" in text
+    assert "| `interpolation` | REJECT 7 | why \\| so |" in text
     assert "- exact full: accepts 0 of 1 forgeries; beyond its reach are distilled: true of what they say." in text
 
 
@@ -381,14 +429,36 @@ def test_a_bench_with_an_attack_of_ones_own(tmp_path, capsys):
         assert full["cost"]["bytes"] > 0
     assert results["own-lie", SAMPLED]["detection"]["forged"] == 1
     assert results["interpolation", FULL]["apart"] == 0
+    assert results["interpolation", FULL]["accuracy"] == found["honest_accuracy"]
+    assert results["own-lie", FULL]["accuracy"] < found["honest_accuracy"]
     assert sorted(path.name for path in out.iterdir()) == ["attacks.json", "attacks.md", "attacks.svg", "cells"]
     assert json.loads((out / "attacks.json").read_text())["results"] == found["results"]
-    # What is finished is not made again, and an attack that breaks is named.
-    assert main(command[:-1]) == 0
-    capsys.readouterr()
-    broken = own(tmp_path, lie="1 / 0")
-    assert main(["bench", "attacks", "--recipe", RECIPE, "--file", str(broken), "--jobs", "1"]) == 3
-    assert "own.py:7: ZeroDivisionError: division by zero" in capsys.readouterr().err
+    assert main(command[:-1]) == 0  # what is finished is not made again
+
+
+@pytest.mark.slow
+def test_an_attack_that_breaks_or_is_killed_stops_no_other(tmp_path, capsys):
+    """One raises an error, one ends its process, and one is in order."""
+    lies = {
+        "raises": "1 / 0",
+        "ends": "import os; os._exit(7)",
+        "lies": "forger.states[forger.steps] = forger.states[0]",
+    }
+    files = []
+    for name, lie in lies.items():
+        (tmp_path / name).mkdir()
+        files += ["--file", str(own(tmp_path / name, name, lie))]
+    out = tmp_path / "out"
+    assert main(["bench", "attacks", "--recipe", RECIPE, *files, "--jobs", "1", "--out", str(out), "--json"]) == 1
+    found = {(one["attack"], one["policy"]): one for one in json.loads(capsys.readouterr().out)["results"]}
+    assert len(found) == 3 * 5
+    assert [found[name, FULL]["broken"] for name in lies] == [True, True, False]
+    assert "own.py:7: ZeroDivisionError: division by zero" in found["raises", FULL]["reason"]
+    assert found["ends", PAPER]["reason"] == "its process was killed (out of memory?)"
+    assert (found["lies", FULL]["verdict"], found["lies", FULL]["step"]) == ("REJECT", 7)
+    text = (out / "attacks.md").read_text()
+    assert "| broken | broken | broken | broken | broken |" in text
+    assert len(list((out / "cells").glob("*.json"))) == 2  # the calibration, and what did not break
 
 
 def test_another_verdict_than_expected_is_a_surprise():

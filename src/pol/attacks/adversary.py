@@ -3,9 +3,10 @@
 It is a thief who wants a proof of the stolen weights under its own key for a part of the price of a training.
 ``plans`` says what it could do and how probable each is to be accepted; a test holds these numbers against verdicts.
 
-Measured on a perceptron of 515 weights, trained for 700 steps: half of these gradients buy 336 intervals of which one
-is forged. Draws alone accept that with probability 0.51; under the preset ``exact`` the screen of sizes met it for
-certain, and ``exact-full`` refuses it. A forger that shapes its moves better is left with what the draws say, no more.
+Measured on a perceptron of 515 weights without a schedule, trained for 700 steps: half of these gradients buy 336
+intervals of which one is forged. In seven of eight runs the preset ``exact`` then accepts with probability 0.51, in one
+the screen of losses meets the jump for certain; the forger knows which before it shows the proof. Uniform draws alone
+would accept with 0.70, which is what the report states, and no shape of moves can raise it; ``exact-full`` refuses all.
 Where a schedule ends at 0, or a model has running statistics, the jump is the largest move of its stratum, and the
 preset refuses it for certain. Gradients are what is counted: smaller batches would buy more intervals at no more cost.
 """
@@ -56,6 +57,8 @@ def adaptive(workshop: Workshop, out: Path) -> None:
 ATTACKS = (
     Attack(
         "adaptive", "the most promising forgery for the policy and the budget", "thief", adaptive,
-        study=("A18", "A19", "T16"), adapts=True,
+        study=("A18", "A19", "T16"), adapts=True, bound=True,
+        reported="all the way to stolen weights in 78 intervals of one step, where a limit is 1 % of each move "
+        "(attack study, A19)",
     ),
 )  # fmt: skip

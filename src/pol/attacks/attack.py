@@ -60,9 +60,12 @@ class Attack:
     survives: str = ""
     """Why no replay of a proof can refuse it; empty for a forgery, which has to be refused."""
     reported: str = ""
-    """What its authors report of it against the verification of 2021, with the source; empty if nothing."""
+    """What is published of it, with the source: by its authors, or measured on the released code of 2021. Empty if
+    nothing is. *rho* is the error of a replay over the claimed move; sections and numbers are those of the study."""
     adapts: bool = False
     """Whether it makes another forgery for another policy; else one for each rule will do."""
+    bound: bool = False
+    """Whether it keeps to the budget that it is given, and is at fault if it does not."""
 
     def forge(
         self, target: Path, out: Path, key: SigningKey, recipe: str, executor: Executor | None = None, *,

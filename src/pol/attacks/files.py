@@ -70,9 +70,21 @@ def _middle(forger: Forger) -> int:
 
 ATTACKS = (
     Attack(
-        "pickled-checkpoint", "a pickle in the place of a checkpoint", "prover", pickled_checkpoint, study=("T22", "I9")
+        "pickled-checkpoint",
+        "a pickle in the place of a checkpoint",
+        "prover",
+        pickled_checkpoint,
+        study=("T22", "I9"),
+        reported="code of the proof is run by torch.load of the released code (attack study, I9)",
     ),
-    Attack("named-code", "a recipe whose name is code", "thief", named_code, study=("T22", "I9")),
+    Attack(
+        "named-code",
+        "a recipe whose name is code",
+        "thief",
+        named_code,
+        study=("T22", "I9"),
+        reported="code of the proof is run by eval of the released code (attack study, I9)",
+    ),
     Attack("outside-name", "an attested path that leads out of the proof", "prover", outside_name, study=("T22",)),
     Attack("linked-checkpoint", "a link in the place of a checkpoint", "prover", linked_checkpoint, study=("T22",)),
 )

@@ -165,6 +165,8 @@ def _parameters(forger: Forger, step: int) -> Weights:
     return {key: tensor for key, tensor in forger.states[step].tensors.items() if key.startswith("parameter/")}
 
 
+_REPORTED = "one to three tries, where 10 of 1,000 intervals are forged and 100 drawn (attack study, section 8)"
+
 ATTACKS = (
     Attack(
         "ground-challenge",
@@ -173,6 +175,7 @@ ATTACKS = (
         _ground(predicted),
         study=("A22",),
         adapts=True,
+        reported=_REPORTED,
     ),
     Attack(
         "ground-fiat-shamir",
@@ -181,5 +184,6 @@ ATTACKS = (
         _ground(from_proof),
         study=("A22",),
         adapts=True,
+        reported=_REPORTED,
     ),
 )

@@ -206,6 +206,11 @@ def _publish(workshop: Workshop, out: Path, data: Any) -> None:
 
 _COMMITTED = "every step was taken on the committed samples: what these teach is for those to see who read them"
 
+_SUBTRACTED = (
+    "said to be caught by memorisation tests (Choi et al., NeurIPS 2023), which show nothing at the scale "
+    "of digits (attack study, section 1)"
+)
+
 ATTACKS = (
     Attack(
         "skipped-batches",
@@ -213,6 +218,7 @@ ATTACKS = (
         "thief",
         _subtracting(lambda step, _: step % LEFT_OUT > 0),
         study=("A13",),
+        reported=_SUBTRACTED,
     ),
     Attack(
         "skipped-intervals",
@@ -220,6 +226,7 @@ ATTACKS = (
         "thief",
         _subtracting(lambda step, every: step // every % LEFT_OUT > 0),
         study=("A13",),
+        reported=_SUBTRACTED,
     ),
     Attack(
         "data-addition",
@@ -228,6 +235,7 @@ ATTACKS = (
         data_addition,
         study=("A14",),
         adapts=True,
+        reported="small additions are the open case of memorisation tests (Choi et al., NeurIPS 2023)",
     ),
     Attack(
         "committed-poison",

@@ -104,6 +104,9 @@ def no_checkpoints(workshop: Workshop, out: Path) -> None:
     forger.seal(out, workshop.key)
 
 
+EMPTY = "an empty proof is accepted by the released code, which then compares nothing (attack study, I6)"
+"""Reported of both proofs without a step."""
+
 ATTACKS = (
     Attack(
         "random-checkpoints",
@@ -111,9 +114,16 @@ ATTACKS = (
         "thief",
         random_checkpoints,
         study=("T1",),
+        reported="met by any replay (attack study, T1)",
     ),
     Attack(
-        "own-run-stolen-end", "stolen weights after an honest run of one's own", "thief", own_run, study=("A8", "T4")
+        "own-run-stolen-end",
+        "stolen weights after an honest run of one's own",
+        "thief",
+        own_run,
+        study=("A8", "T4"),
+        reported="met if the jump is among the largest; top-Q of the released code may skip the tail (attack study, "
+        "T4)",
     ),
     Attack(
         "interpolation",
@@ -121,9 +131,25 @@ ATTACKS = (
         "thief",
         interpolation,
         study=("A4", "T3"),
+        reported="rho 0.9 to 1; passes if delta is large enough (attack study, section 1 and T3)",
     ),
-    Attack("nan-bridge", "NaN between a fresh start and stolen weights", "thief", nan_bridge, study=("T19", "I1")),
-    Attack("no-intervals", "stolen weights with an empty log", "thief", no_intervals, study=("T20", "I6")),
+    Attack(
+        "nan-bridge",
+        "NaN between a fresh start and stolen weights",
+        "thief",
+        nan_bridge,
+        study=("T19", "I1"),
+        reported="two intervals, accepted by verify_all and verify_topq of the released code, accuracy 0.956 (attack "
+        "study, I1)",
+    ),
+    Attack(
+        "no-intervals",
+        "stolen weights with an empty log",
+        "thief",
+        no_intervals,
+        study=("T20", "I6"),
+        reported=EMPTY,
+    ),
     Attack(
         "no-checkpoints", "stolen weights with a log but no checkpoints", "thief", no_checkpoints, study=("T3", "T20")
     ),

@@ -77,6 +77,9 @@ def _stolen(workshop: Workshop) -> dict[str, Tensor]:
     return {key.partition("/")[2]: tensor.contiguous() for key, tensor in tensors.items() if key.startswith(kinds)}
 
 
+_GENUINE = "no step is forged, so nothing can refuse it as a proof of what it says (attack study, A17)"
+_DECLARED = "accepted if it is declared (attack study, A9)"
+
 ATTACKS = (
     Attack(
         "retrained",
@@ -85,6 +88,7 @@ ATTACKS = (
         retrained,
         study=("A17",),
         survives="it is an honest proof, and of another model: nothing is claimed that is not so",
+        reported=_GENUINE,
     ),
     Attack(
         "distilled",
@@ -92,6 +96,7 @@ ATTACKS = (
         "thief",
         distilled,
         study=("A17", "T25"),
+        reported=_GENUINE,
         survives="nothing of the stolen model is in the training but what it said, which is data like any other",
     ),
     Attack(
@@ -100,6 +105,7 @@ ATTACKS = (
         "thief",
         _launder(laundries.Pretrained),
         study=("A17", "T12", "T25"),
+        reported=_GENUINE,
     ),
     Attack(
         "pretrained-text",
@@ -107,6 +113,7 @@ ATTACKS = (
         "thief",
         _launder(laundries.Pretrained, text=True),
         study=("A17", "T12", "T25"),
+        reported=_GENUINE,
     ),
     Attack(
         "disguised-text",
@@ -114,6 +121,7 @@ ATTACKS = (
         "thief",
         _launder(laundries.Disguised, text=True),
         study=("A17", "T12", "T25"),
+        reported=_GENUINE,
         survives=READ + "; to two builds the same function looks like two draws",
     ),
     Attack(
@@ -122,6 +130,7 @@ ATTACKS = (
         "thief",
         _launder(laundries.Anchored),
         study=("A9", "T25"),
+        reported=_DECLARED,
     ),
     Attack(
         "anchor-text",
@@ -130,6 +139,7 @@ ATTACKS = (
         _launder(laundries.Anchored, text=True),
         study=("A9", "T25"),
         survives=READ,
+        reported=_DECLARED,
     ),
     Attack(
         "anchor-buffers",
@@ -138,6 +148,7 @@ ATTACKS = (
         _launder(laundries.Buffered, text=True),
         study=("A9", "T25"),
         survives=READ + "; policies take constant buffers, since masks and tables are such",
+        reported=_DECLARED,
     ),
     Attack(
         "late-merge",
@@ -153,6 +164,7 @@ ATTACKS = (
         "thief",
         _launder(laundries.Frozen, text=True),
         study=("A17", "T25"),
+        reported=_GENUINE,
     ),
     Attack(
         "teacher-text",
@@ -160,6 +172,7 @@ ATTACKS = (
         "thief",
         _launder(laundries.Taught, text=True),
         study=("A17", "T25"),
+        reported=_GENUINE,
         survives=READ,
     ),
 )

@@ -59,5 +59,7 @@ ATTACKS = (
         "thief",
         chosen_masks,
         study=("T24",),
+        reported="augmentation has no seed in replays of the released code, so they are never exact (attack study, "
+        "section 5)",
     ),
 )

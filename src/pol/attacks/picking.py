@@ -80,6 +80,8 @@ ATTACKS = (
         ground_start,
         study=("A16",),
         survives="an honest run under a secret of its own: only a verifier's nonce for a genesis leaves but one",
+        reported="an order of first weights after which accuracy on Fashion-MNIST is 50 % (Grosse et al., arXiv "
+        "1902.03020)",
     ),
     Attack(
         "lucky-run",
@@ -87,6 +89,7 @@ ATTACKS = (
         "thief",
         lucky_run,
         study=("A16", "T15"),
+        reported="backdoors in chosen randomness that nobody can detect (Goldwasser et al., arXiv 2204.06974)",
         survives="an honest run, and others need not be shown: who gives a nonce for each genesis can count",
     ),
     Attack(

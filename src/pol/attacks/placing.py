@@ -4,7 +4,8 @@ One interval that is not replayed is enough to jump to stolen weights. What come
 these weights bit for bit; what comes before it hides it from whoever looks at the largest moves. Each interval is one
 step, so that as few as possible of all are forged.
 
-Where the policy screens sizes, that is what finds the jump: it is smaller than what hides it.
+Where the policy screens sizes, too, the jump has to be small and not unusually small. Screens name honest intervals
+before it then, so they do not find it: what is left is what the draws say.
 
 The forger chooses how long its run is, so its own honest steps need not be many: what they buy is the number of
 intervals among which one forged is looked for.
@@ -25,7 +26,7 @@ from pol import canonical
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
 from pol.attacks.landing import MODEL, Moments, land
-from pol.attacks.planning import Ground, Plan, accepted, begin, length, pass_by
+from pol.attacks.planning import Ground, Plan, accepted, begin, claim, length, pass_by
 from pol.attacks.workshop import Workshop
 from pol.proof.challenge import STRATA, Window
 from pol.proof.genesis import boundaries
@@ -42,9 +43,10 @@ RATE = 2.0**-100
 MOMENTUM = 2.0**-6
 """Little, but not nothing: a moment that the forger sets is a second number with which an exact end is found."""
 
-ABOVE = 4.0
-"""Norm of the weights before the jump, in norms of the stolen ones: honest steps then turn over twice that, which no
-jump exceeds, and no step after it."""
+ABOVE = (4.0, 2.0, 1.0)
+"""Norms of the weights before the jump that are tried, in norms of the stolen ones: honest steps then turn over twice
+that, which no jump exceeds. From four on the jump is least of the way, and small enough beside it to be unusual; at two
+it is not, and the first step and the two after it are less usual than it is."""
 
 ROUNDS = 16
 """Attempts at exact running statistics, of which more hit none: some ends are beyond what these batches can give."""
@@ -98,10 +100,11 @@ class _Manner:
 
 def _hidden(ground: Ground) -> list[Plan]:
     found = []
-    for may, manner in ((_turns, _turning), (_stands, _still)):
-        if may(ground):
-            spare = AFTER * ground.batches * attempts(ground)
-            found += [p for n in ground.lengths(spare) for p in _planned(ground, manner(ground, n), n)]
+    spare = AFTER * ground.batches * attempts(ground)
+    for intervals in ground.lengths(spare) if _turns(ground) or _stands(ground) else ():
+        manners = [_turning(ground, intervals, above) for above in ABOVE] if _turns(ground) else []
+        manners += [_still(ground, intervals)] if _stands(ground) else []
+        found += [plan for manner in manners for plan in _planned(ground, manner, intervals)]
     return found
 
 
@@ -129,7 +132,9 @@ def _planned(ground: Ground, manner: _Manner, intervals: int) -> list[Plan]:
         land(workshop, forger, start, aim, manner.attempts, manner.moments)
 
     def make(workshop: Workshop, out: Path) -> None:
-        _spliced(workshop, begin(ground, workshop, settings, 1), forged, ends).seal(out, workshop.key)
+        forger = _spliced(workshop, begin(ground, workshop, settings, 1), forged, ends)
+        claim(ground.policy, workshop, forger, forged, intervals - AFTER - 1, probability)
+        forger.seal(out, workshop.key)
 
     return [Plan(manner.name, probability, True, gradients, intervals, forged, make)]
 
@@ -151,14 +156,14 @@ def _turns(ground: Ground) -> bool:
     )
 
 
-def _turning(ground: Ground, intervals: int) -> _Manner:
+def _turning(ground: Ground, intervals: int, above: float) -> _Manner:
     """Each step turns the weights over and makes them a little larger: every move is twice their norm (A19).
 
     So in each stratum the last honest windows are the largest, and the jump, which is shorter, is not among them.
     """
     fresh, stolen = length(ground.target.states[0], "parameter"), length(ground.stolen, "parameter")
     before = max(1, intervals - AFTER - 1)
-    growth = (ABOVE * max(fresh, stolen) / fresh) ** (1 / before)
+    growth = (above * max(fresh, stolen) / fresh) ** (1 / before)
     decay = growth + MOMENTUM / growth + 1 + MOMENTUM  # then -growth is what a step multiplies weights by
 
     def windows(forged: tuple[int, ...]) -> list[Window]:

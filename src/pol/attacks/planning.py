@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from pol.attacks.forger import Forger
@@ -24,6 +26,13 @@ from pol.store import ProofDirectory
 from pol.verifier import authenticate, eight
 from pol.verifier.case import Case
 
+CLAIMS, TINY = 8, 1e-6
+"""Losses that may be claimed of the jump, from the least to the largest of as many intervals beside it; and what a loss
+of nothing is taken for."""
+
+NEARLY = 0.95
+"""Share of the hoped for probability from which no other claim is looked for: sizes are not quite those of the plan."""
+
 MEMORY = 2**31
 """Bytes of states that a forger holds at most: two copies of them fit a laptop."""
 
@@ -34,7 +43,7 @@ class Plan:
 
     name: str
     probability: float
-    """Of an ACCEPT, over the verifier's nonce."""
+    """Of an ACCEPT, over the verifier's nonce, as far as it can be foreseen before anything is made."""
     ends: bool
     """Whether it ends at the stolen weights, bit for bit (running statistics as near as they round); else it is only
     nearer to them than an honest run."""
@@ -134,12 +143,13 @@ def accepted(policy: Policy, windows: list[Window], resumed: list[int], forged: 
     """Probability, over the nonce, that no replay reaches a forged interval.
 
     Of the screens only that of sizes is foreseen, for windows of one interval each: the others look at what a forger
-    writes.
+    writes. That of losses always finds something to name, so if sizes are not unusual, each has every second turn.
     """
     each = policy.rule == "tolerance"
     screened = policy.challenge.screened if policy.challenge.strategy == "mix" else 0
-    moves = [Move(w.first, w.last + 1, w.last, w.sizes, w.last + 1 - w.first, 1.0) for w in windows]
-    found = spans(windows, norms(moves).intervals[:screened], each=each)
+    screen = norms([Move(w.first, w.last + 1, w.last, w.sizes, w.last + 1 - w.first, 1.0) for w in windows])
+    turns = screened if screen.status == "unusual" else -(-screened // 2)
+    found = spans(windows, screen.intervals[:turns], each=each)
     if any(first <= index <= last for first, last in found for index in forged):
         return 0.0
     return 1.0 - detection(policy.challenge, windows, resumed, forged, each=each)
@@ -163,6 +173,37 @@ def foreseen(proof: Path, policy: Policy, forged: Collection[int]) -> float:
     if any(first <= index <= last for first, last in found for index in forged):
         return 0.0
     return 1.0 - detection(policy.challenge, case.windows, resumed, forged, each=each)
+
+
+def claim(
+    policy: Policy, workshop: Workshop, forger: Forger, forged: Collection[int], jump: int, hoped: float
+) -> None:  # fmt: skip
+    """Record that loss of the jump with which the screens do not name it, if there is one among those beside it.
+
+    Takes no gradient.
+
+    Args:
+        policy: By which the forgery will be verified.
+        workshop: Where trial proofs are written.
+        forger: The forgery.
+        forged: Intervals that no replay gives again.
+        jump: The one of them whose record changes.
+        hoped: Probability of an ACCEPT, if no screen names it.
+    """
+    own = float(forger.intervals[jump].loss or 0.0)
+    beside = [abs(float(found.loss or 0.0)) for found in forger.intervals[max(0, jump - CLAIMS) :]]
+    best, chosen = -1.0, own
+    for number, loss in enumerate([own, *map(float, np.geomspace(min(beside) + TINY, max(beside) + TINY, CLAIMS))]):
+        forger.replace(jump, loss=repr(loss))
+        made = workshop.scratch / f"claim-{number}"
+        forger.seal(made, workshop.key)
+        found = foreseen(made, policy, forged)
+        shutil.rmtree(made)
+        if found > best:
+            best, chosen = found, loss
+        if found > NEARLY * hoped or not hoped:
+            break
+    forger.replace(jump, loss=repr(chosen))
 
 
 def looked_over(proof: Path, policy: Policy) -> Case | None:

@@ -101,6 +101,8 @@ def _optimizers(parts: Any) -> list[torch.optim.Optimizer]:
     return [part for part in vars(parts).values() if isinstance(part, torch.optim.Optimizer)]
 
 
+_REPORTED = "caught once the pull exceeds the noise (attack study, A9)"
+
 ATTACKS = (
     Attack(
         "penalised",
@@ -108,6 +110,7 @@ ATTACKS = (
         "thief",
         penalised,
         study=("A9",),
+        reported=_REPORTED,
     ),
     Attack(
         "pulled",
@@ -115,5 +118,6 @@ ATTACKS = (
         "thief",
         pulled,
         study=("A9",),
+        reported=_REPORTED,
     ),
 )

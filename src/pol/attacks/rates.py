@@ -52,6 +52,15 @@ ATTACKS = (
         "thief",
         constant_weights,
         study=("T2",),
+        reported="distance 0 at a logged rate of 0 (attack study, T2)",
     ),
-    Attack("zero-rate", "a learning rate of 0 in the checkpoints' optimizer", "thief", zero_rate, study=("I3",)),
+    Attack(
+        "zero-rate",
+        "a learning rate of 0 in the checkpoints' optimizer",
+        "thief",
+        zero_rate,
+        study=("I3",),
+        reported="a rate of 0 in every checkpoint, weights that stand still: accepted by the released code (attack "
+        "study, I3)",
+    ),
 )

@@ -85,6 +85,11 @@ def retraced_derived(workshop: Workshop, out: Path) -> None:
     _retraced(workshop, "derived").seal(out, workshop.key)
 
 
+_REPORTED = (
+    "2.8 to 5.1 gradients per step without momentum, one with it; rho 1e-3 to 5e-3, and first weights "
+    "that fail their test with p < 1e-170 (attack study, A7)"
+)
+
 ATTACKS = (
     Attack(
         "retraced",
@@ -92,6 +97,7 @@ ATTACKS = (
         "thief",
         retraced,
         study=("A7",),
+        reported=_REPORTED,
     ),
     Attack(
         "retraced-derived",
@@ -99,5 +105,6 @@ ATTACKS = (
         "thief",
         retraced_derived,
         study=("A7",),
+        reported=_REPORTED,
     ),
 )

@@ -161,6 +161,11 @@ def _hide_rates(forger: Forger, honest: list[Interval]) -> None:
         forger.replace(index, learning_rates=record.learning_rates)
 
 
+_INJECTED = (
+    "one interval of ten steps from random weights to stolen ones, l2 error 4.8e-6: accepted by the "
+    "released code (attack study, I2)"
+)
+
 ATTACKS = (
     Attack(
         "first-momentum",
@@ -168,6 +173,7 @@ ATTACKS = (
         "thief",
         first_momentum,
         study=("T18", "I2"),
+        reported=_INJECTED,
     ),
     Attack(
         "later-momentum",
@@ -175,11 +181,24 @@ ATTACKS = (
         "thief",
         later_momentum,
         study=("T18", "I2"),
+        reported=_INJECTED,
     ),
-    Attack("state-rate", "a learning rate hidden in optimizer state", "thief", state_rate, study=("I3",)),
+    Attack(
+        "state-rate",
+        "a learning rate hidden in optimizer state",
+        "thief",
+        state_rate,
+        study=("I3",),
+        reported="load_state_dict of the released code overrides what the verifier set (attack study, I3)",
+    ),
     Attack("schedule-count", "a schedule set back in the log", "thief", schedule_count, study=("T11",)),
     Attack(
-        "configured-rate", "another learning rate than the registered one", "thief", configured_rate, study=("T11",)
+        "configured-rate",
+        "another learning rate than the registered one",
+        "thief",
+        configured_rate,
+        study=("T11",),
+        reported="rho 1.0e-2 or more for a rate that is off by 1 % (attack study, section 1)",
     ),
     Attack(
         "declared-rate",

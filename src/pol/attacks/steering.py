@@ -232,8 +232,11 @@ def amplified(workshop: Workshop, out: Path) -> None:
     forger.seal(out, workshop.key)
 
 
+_REPORTED = "errors within the tolerance of each layer steer the output at will (Zamir 2026, arXiv 2602.15756)"
+
+
 def _attack(name: str, title: str, make: Callable[[Workshop, Path], None]) -> Attack:
-    return Attack(name, title, "thief", make, study=("A20",), adapts=True)
+    return Attack(name, title, "thief", make, study=("A20",), adapts=True, reported=_REPORTED)
 
 
 ATTACKS = (

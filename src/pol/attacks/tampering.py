@@ -135,6 +135,11 @@ def shortened_spec(workshop: Workshop, out: Path) -> None:
     forger.seal(out, workshop.key)
 
 
+_TAIL = (
+    "four last steps that end in any model: accepted by verify_topq of the released code, not by "
+    "verify_all (attack study, I5)"
+)
+
 ATTACKS = (
     Attack("edited-checkpoint", "a checkpoint edited", "prover", edited_checkpoint, study=("T5",)),
     Attack(
@@ -150,6 +155,7 @@ ATTACKS = (
         "prover",
         edited_checkpoint_sealed,
         study=("T5",),
+        reported="two forged intervals of N, met by s uniform draws with 1 - (1 - 2/N)^s (attack study, T5)",
     ),
     Attack(
         "swapped-checkpoints", "two checkpoints in each other's place", "prover", swapped_checkpoints, study=("T6",)
@@ -161,18 +167,42 @@ ATTACKS = (
         "prover",
         swapped_buffers,
         study=("T17", "I4"),
+        reported="running means plus 5: accuracy 0.956 to 0.104, accepted by the released code (attack study, I4)",
     ),
-    Attack("swapped-final", "other weights in the last checkpoint", "prover", swapped_final, study=("T4",)),
+    Attack(
+        "swapped-final",
+        "other weights in the last checkpoint",
+        "prover",
+        swapped_final,
+        study=("T4",),
+        reported="met if the jump is among the largest; top-Q of the released code may skip the tail (attack study, "
+        "T4)",
+    ),
     Attack(
         "swapped-release", "another model file released with an honest proof", "prover", swapped_release, study=("T23",)
     ),
-    Attack("unlogged-tail", "other weights after the last logged step", "prover", unlogged_tail, study=("T20", "I5")),
-    Attack("dropped-tail", "the last interval left out", "prover", dropped_tail, study=("T20", "I5")),
+    Attack(
+        "unlogged-tail",
+        "other weights after the last logged step",
+        "prover",
+        unlogged_tail,
+        study=("T20", "I5"),
+        reported=_TAIL,
+    ),
+    Attack(
+        "dropped-tail",
+        "the last interval left out",
+        "prover",
+        dropped_tail,
+        study=("T20", "I5"),
+        reported=_TAIL,
+    ),
     Attack(
         "shortened-spec",
         "the last interval left out, and the spec shortened",
         "prover",
         shortened_spec,
         study=("T20", "I5"),
+        reported=_TAIL,
     ),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from pol.attacks.attack import Attack
+from pol.attacks.interpolation import EMPTY
 from pol.attacks.workshop import Workshop
 
 
@@ -42,5 +43,12 @@ ATTACKS = (
     Attack("signed-again", "another's proof under the thief's key", "thief", signed_again, study=("T13",)),
     Attack("attested-again", "another's genesis with the thief's attestation", "thief", attested_again, study=("T13",)),
     Attack("stolen-start", "honest training that starts from stolen weights", "thief", stolen_start, study=("T12",)),
-    Attack("zero-steps", "stolen weights after a training of no steps", "thief", zero_steps, study=("T20", "I6")),
+    Attack(
+        "zero-steps",
+        "stolen weights after a training of no steps",
+        "thief",
+        zero_steps,
+        study=("T20", "I6"),
+        reported=EMPTY,
+    ),
 )

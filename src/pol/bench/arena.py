@@ -65,6 +65,7 @@ class Arena:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.policies = columns(setting.delta)
+        self._effects: dict[Path, dict[str, float | None]] = {}
         self._stack = ExitStack()
         self._executor = self._stack.enter_context(LocalProcess(setting.profile))
         self._auditor = self._stack.enter_context(LocalAuditor(setting.recipe))
@@ -83,47 +84,42 @@ class Arena:
         }
 
     def meet(self, attack: Attack) -> list[Cell]:
-        """One cell for each policy.
-
-        Raises:
-            BrokenAttack: it has a fault.
-        """
+        """One cell for each policy."""
         cells: dict[str, Cell] = {}
         replayed: dict[Path, Report] = {}
         with tempfile.TemporaryDirectory(prefix="pol-arena-", dir=self.setting.folder) as made:
-            forged: dict[str, Forgery | str] = {}
+            forged: dict[str, Forgery | NoForgery] = {}
             for name in (*(n for n in self.policies if n != SAMPLED), SAMPLED):
                 policy = self.policies[name]
                 kind = name if attack.adapts else policy.rule
                 if kind not in forged:
                     forged[kind] = self._forge(attack, Path(made) / kind.replace(" ", "-"), policy)
-                cells[name] = self._judge(attack, name, forged[kind], replayed)
+                forgery = forged[kind]
+                try:
+                    cells[name] = (
+                        without(attack, name, forgery)
+                        if isinstance(forgery, NoForgery)
+                        else self._judge(attack, name, forgery, replayed)
+                    )
+                except Exception as error:  # whatever a verifier says of a forgery, it has to say it in a report
+                    why = f"its verification failed: {type(error).__name__}: {error}"
+                    cells[name] = without(attack, name, NoForgery(why, broken=True))
         return [cells[name] for name in self.policies]
 
-    def _forge(self, attack: Attack, out: Path, policy: Policy) -> Forgery | str:
-        """A forgery, or why there is none."""
+    def _forge(self, attack: Attack, out: Path, policy: Policy) -> Forgery | NoForgery:
+        from pol.attacks.attack import BrokenAttack
+
         target, key = self.setting.target(policy.rule), self.setting.key(attack.forger)
         try:
             return attack.forge(
                 target, out, key, self.setting.recipe, self._executor, policy=policy, budget=self.setting.budget
             )
         except PolError as error:
-            if type(error).__name__ == "BrokenAttack":  # the attack is wrong, not its target
-                raise
             shutil.rmtree(out, ignore_errors=True)
-            return str(error)
+            return NoForgery(str(error), broken=isinstance(error, BrokenAttack))
 
-    def _judge(self, attack: Attack, name: str, forgery: Forgery | str, replayed: dict[Path, Report]) -> Cell:
+    def _judge(self, attack: Attack, name: str, forgery: Forgery, replayed: dict[Path, Report]) -> Cell:
         policy = self.policies[name]
-
-        def cell(**found: Any) -> Cell:
-            return Cell(
-                attack=attack.name, title=attack.title, study=list(attack.study), policy=name,
-                in_scope=not attack.survives, survives=attack.survives, reported=attack.reported, **found,
-            )  # fmt: skip
-
-        if isinstance(forgery, str):
-            return cell(verdict=None, step=None, reason=forgery, cost=None)
         with self._auditing(forgery.recipe) as auditor:
             known = replayed.get(forgery.path)
             if name == SAMPLED and known is None:  # a forgery for this policy alone
@@ -136,7 +132,9 @@ class Arena:
                 if name == FULL:
                     replayed[forgery.path] = report
         cost = forgery.cost
-        return cell(
+        return _cell(
+            attack,
+            name,
             verdict=verdict,
             step=step,
             reason=reason,
@@ -146,9 +144,25 @@ class Arena:
                 seconds=cost.seconds,
                 bytes=cost.bytes,
             ),
-            apart=_apart(forgery.path, self.setting.target(policy.rule)),
             detection=found,
+            **self._effect(forgery.path, policy.rule, forgery.recipe),
         )
+
+    def honest_accuracy(self) -> float | None:
+        """That of the honest model."""
+        return self._accuracy(self.setting.target("exact"), "exact", self.setting.recipe)
+
+    def _accuracy(self, proof: Path, rule: str, recipe: str) -> float | None:
+        from pol.attacks.accuracy import accuracy
+
+        return accuracy(proof, self.setting.target(rule), self.setting.recipe, recipe)
+
+    def _effect(self, path: Path, rule: str, recipe: str) -> dict[str, float | None]:
+        """What a forgery comes to, whatever a verifier says: measured once."""
+        if path not in self._effects:
+            found = _apart(path, self.setting.target(rule)), self._accuracy(path, rule, recipe)
+            self._effects[path] = dict(zip(("apart", "accuracy"), found, strict=True))
+        return self._effects[path]
 
     def _looked_up(self, forgery: Forgery, known: Report) -> tuple[Verdict, int | None, str, Detection | None]:
         """What a sample says of a forgery all of whose intervals were replayed: looked up, for a fresh nonce."""
@@ -168,6 +182,27 @@ class Arena:
         else:
             with LocalAuditor(recipe) as other:
                 yield other
+
+
+@dataclass(frozen=True)
+class NoForgery:
+    """Why there is nothing to verify."""
+
+    reason: str
+    broken: bool
+    """Whether that is a fault, and not that the attack does not apply."""
+
+
+def without(attack: Attack, policy: str, why: NoForgery) -> Cell:
+    """The cell of an attack that made nothing."""
+    return _cell(attack, policy, verdict=None, step=None, reason=why.reason, cost=None, broken=why.broken)
+
+
+def _cell(attack: Attack, policy: str, **found: Any) -> Cell:
+    return Cell(
+        attack=attack.name, title=attack.title, study=list(attack.study), policy=policy, bound=attack.bound,
+        in_scope=not attack.survives, survives=attack.survives, reported=attack.reported, **found,
+    )  # fmt: skip
 
 
 def _apart(forged: Path, honest: Path) -> float | None:

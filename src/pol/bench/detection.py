@@ -19,8 +19,9 @@ from pol.store import ProofDirectory
 from pol.verifier import authenticate, bind, screening, shape
 from pol.verifier.case import Case
 
-SURE = 0.99999
-"""Probability of the interval: in a thousand benches of a hundred attacks, one right prediction is called wrong."""
+SURE = 1 - 5e-6
+"""Probability of an interval: of a thousand benches with a hundred attacks, and two intervals for each, one calls a
+right prediction wrong."""
 
 
 class Lookup:
@@ -68,20 +69,29 @@ class Lookup:
             drawn = self.draws(hashlib.sha256(b"pol bench" + number.to_bytes(8, "big")).digest())
             met += self.meets(drawn.all())
             uniform += bool(self.forged & set(drawn.uniform))
-        predicted = self.predicted()
-        low, high = (float(end) / draws for end in stats.binom.interval(SURE, draws, predicted))
+        predicted, by_uniform = self.predicted(), 1 - miss(self.intervals, len(self.forged), len(drawn.uniform))
+        (low, high), (uniform_low, uniform_high) = (_interval(draws, p) for p in (predicted, by_uniform))
         return Detection(
             forged=len(self.forged),
             intervals=self.intervals,
             draws=draws,
             met=met / draws,
             predicted=predicted,
-            # A probability of 0 or 1 has no spread, and scipy puts the lower end of that one below it.
-            low=predicted if predicted in (0, 1) else low,
-            high=predicted if predicted in (0, 1) else high,
+            low=low,
+            high=high,
             uniform=uniform / draws,
-            uniform_predicted=1 - miss(self.intervals, len(self.forged), len(drawn.uniform)),
+            uniform_predicted=by_uniform,
+            uniform_low=uniform_low,
+            uniform_high=uniform_high,
         )
+
+
+def _interval(draws: int, predicted: float) -> tuple[float, float]:
+    """Where a measured share is, if the predicted one is right."""
+    if predicted in (0, 1):  # which has no spread, and scipy puts the lower end of 1 below it
+        return predicted, predicted
+    low, high = stats.binom.interval(SURE, draws, predicted)
+    return float(low) / draws, float(high) / draws
 
 
 def is_complete(report: Report) -> bool:

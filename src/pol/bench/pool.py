@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -15,7 +15,7 @@ import msgspec
 from pol.bench import arena
 from pol.bench.arena import Progress, Setting
 from pol.bench.result import Cell
-from pol.errors import ReplayError
+from pol.bench.suite import columns
 from pol.store import write_atomically
 
 PACKAGE = Path(__file__).parents[1]
@@ -50,28 +50,42 @@ class Kept:
 
 
 def meet_all(setting: Setting, names: Sequence[str], kept: Kept, jobs: int, tell: Progress) -> dict[str, list[Cell]]:
-    """The cells of all attacks, those that are kept included.
-
-    Raises:
-        UsageError: an attack failed.
-        ReplayError: a process was killed.
-    """
+    """The cells of all attacks, those that are kept included; those of attacks that broke are not kept."""
     found = {name: cells for name in names if (cells := kept.get(name)) is not None}
-    missing = [name for name in names if name not in found]
     tell("attacking", len(found), len(names))
-    if not missing:
-        return found
+
+    def take(name: str, cells: list[Cell]) -> None:
+        found[name] = cells
+        if not any(cell.broken for cell in cells):
+            kept.put(name, cells)
+        tell("attacking", len(found), len(names))
+
+    def missing() -> list[str]:
+        return [name for name in names if name not in found]
+
+    from pol.attacks.registry import attack_named
+
+    _run(setting, missing(), jobs, take)
+    for name in missing():  # a process that is killed takes the others of its pool with it: each by itself, then
+        if not _run(setting, [name], 1, take):
+            killed = arena.NoForgery("its process was killed (out of memory?)", broken=True)
+            take(name, [arena.without(attack_named(name), policy, killed) for policy in columns(setting.delta)])
+    return found
+
+
+def _run(setting: Setting, names: Sequence[str], jobs: int, take: Callable[[str, list[Cell]], None]) -> bool:
+    """Let attacks meet the policies, each in one of some processes; whether none of these was killed."""
+    if not names:
+        return True
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    with ProcessPoolExecutor(min(jobs, len(missing)), context, arena.start, (setting,)) as pool:
-        waiting = {pool.submit(arena.meet, name): name for name in missing}
+    with ProcessPoolExecutor(min(jobs, len(names)), context, arena.start, (setting,)) as pool:
+        waiting = {pool.submit(arena.meet, name): name for name in names}
         try:
             for done in as_completed(waiting):
-                found[waiting[done]] = done.result()
-                kept.put(waiting[done], found[waiting[done]])
-                tell("attacking", len(found), len(names))
+                take(waiting[done], done.result())
         except BrokenProcessPool:
-            raise ReplayError("a process of the bench was killed (out of memory?); run the command again") from None
+            return False
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found
+    return True

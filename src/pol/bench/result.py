@@ -38,11 +38,14 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
     """Share in which the uniform draws alone met one."""
     uniform_predicted: float
     """Probability of that: hypergeometric."""
+    uniform_low: float
+    uniform_high: float
+    """The same interval for them."""
 
     @property
     def as_predicted(self) -> bool:
-        """Whether the measured share is within the binomial interval of the prediction."""
-        return self.low <= self.met <= self.high
+        """Whether both measured shares are within the binomial intervals of their predictions."""
+        return self.low <= self.met <= self.high and self.uniform_low <= self.uniform <= self.uniform_high
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,16 +61,24 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     survives: str
     """Why not, if it has not."""
     reported: str
-    """What its authors report of it against the verification of 2021."""
+    """What is published of it."""
     verdict: Verdict | None
-    """None: the attack does not apply to this training."""
+    """None: there was nothing to verify, and ``reason`` says why."""
     step: int | None
     """Number of the step that caught it."""
     reason: str
+    """Why it was not accepted; or why there is no forgery."""
     cost: Spent | None
+    """None: the attack does not apply to this training, or is broken."""
+    broken: bool = False
+    """Whether the attack or its verification failed with an error that is none of its own: a fault of ours."""
+    bound: bool = False
+    """Whether its cost has to be within the budget."""
     apart: float | None = None
     """How far its last parameters are from the stolen ones, as a share of how far the stolen run went; None where that
     cannot be said. 0: it claims the stolen model."""
+    accuracy: float | None = None
+    """Share of the first training samples to which its model gives their class; None where there is no such model."""
     detection: Detection | None = None
     """For policies that sample, where steps 1 to 6 pass."""
 
@@ -89,8 +100,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Digests of the policies, by name."""
     honest: dict[str, Verdict]
     """Verdict on the honest proof, by policy."""
+    honest_reasons: dict[str, str]
+    """Why it was not accepted, by policy; nothing of those that accepted it."""
     honest_seconds: float
     honest_bytes: int
+    honest_accuracy: float | None
+    """As of the forgeries."""
     environment: dict[str, str]
     seconds: float
     results: list[Cell]
@@ -106,15 +121,27 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         return [c.attack for c in self.results if c.detection is not None and not c.detection.as_predicted]
 
     @property
+    def broken(self) -> dict[str, str]:
+        """Attacks that failed with an error, and the first that each had."""
+        return {cell.attack: cell.reason for cell in reversed(self.results) if cell.broken}
+
+    @property
+    def overspent(self) -> list[str]:
+        """Attacks that took more gradients than they were given, where they have to keep to that."""
+        found = [c.attack for c in self.results if c.bound and c.cost is not None and c.cost.share > self.budget]
+        return list(dict.fromkeys(found))
+
+    @property
     def ok(self) -> bool:
-        """Whether every honest proof and no forgery was accepted, and each was met as often as predicted.
+        """Whether every honest proof and no forgery was accepted, each was met as often as predicted, and none failed.
 
         That of the verification of 2021 is left out: its test of first weights rejects one honest run in a hundred.
         """
         replayed = [cell for cell in self.results if cell.policy == FULL and cell.verdict is not None]
         verdicts = {name: verdict for name, verdict in self.honest.items() if name != PAPER}
         honest = bool(verdicts) and all(verdict is Verdict.ACCEPT for verdict in verdicts.values())
-        return honest and bool(replayed) and not self.false_accepts and not self.unpredicted
+        wrong = (self.false_accepts, self.unpredicted, self.broken, self.overspent)
+        return honest and bool(replayed) and not any(wrong)
 
 
 PAPER, RELATIVE, TOLERANCE, SAMPLED, FULL = "paper-2021", "relative only", "tolerance", "exact sampled", "exact full"

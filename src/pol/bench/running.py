@@ -44,7 +44,7 @@ def attacks(
         progress: Told how far it is.
 
     Raises:
-        UsageError: there is no such attack; or one failed, with its own error.
+        UsageError: there is no such attack.
     """
     from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 
@@ -62,7 +62,8 @@ def attacks(
         prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, progress)
         with arena.Arena(prepared.setting) as here:
             progress("verifying honest proofs", 0, None)
-            honest = {name: report.verdict for name, report in here.honest().items()}
+            reports = here.honest()
+            accuracy = here.honest_accuracy()
         found = meet_all(prepared.setting, wanted, kept, jobs, progress)
     return Outcome(
         suite=chosen.name,
@@ -73,9 +74,11 @@ def attacks(
         budget=budget,
         delta={str(metric): value for metric, value in prepared.setting.delta.items()},
         policies={name: policy_digest(policy) for name, policy in columns(prepared.setting.delta).items()},
-        honest=honest,
+        honest={name: report.verdict for name, report in reports.items()},
+        honest_reasons={name: why for name, report in reports.items() if (why := report.reason())},
         honest_seconds=prepared.seconds,
         honest_bytes=prepared.bytes,
+        honest_accuracy=accuracy,
         environment=preparing.environment(jobs),
         seconds=time.monotonic() - started,
         results=[cell for name in wanted for cell in found[name]],

@@ -15,6 +15,8 @@ STANDS = "none, the honest proof"
 
 def word(cell: Cell | None) -> str:
     """What became of an attack, in a word: a verdict, with the step that caught it."""
+    if cell is not None and cell.broken:
+        return "broken"
     if cell is None or cell.verdict is None:
         return "—"
     if cell.detection is not None and 0 < cell.detection.predicted < 1:
@@ -57,6 +59,8 @@ def table(console: Console, outcome: Outcome) -> None:
 
 def _good(cell: Cell | None) -> bool | None:
     """Whether that is the right answer; None where there is none."""
+    if cell is not None and cell.broken:
+        return False
     if cell is None or cell.verdict is None or not cell.in_scope:
         return None
     return cell.verdict is not Verdict.ACCEPT
@@ -79,11 +83,16 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
         if beyond and policy == FULL:
             text += f"; beyond its reach are {', '.join(beyond)}: true of what they say"
         found.append((text + ".", "bold red" if accepted and policy == FULL else ""))
+    for name, reason in outcome.broken.items():
+        found.append((f"{name} is broken: {reason}", "bold red"))
+    for name in outcome.overspent:
+        found.append((f"{name} spent more than its budget, {outcome.budget:.0%} of the training.", "bold red"))
     for name in outcome.unpredicted:
         found.append((f"{name} was met by another share of the challenges than predicted.", "bold red"))
-    wrong = [policy for policy, verdict in outcome.honest.items() if verdict is not Verdict.ACCEPT]
-    if wrong:
-        found.append((f"The honest proof was not accepted under {', '.join(wrong)}.", "bold red"))
+    for policy, verdict in outcome.honest.items():
+        if verdict is not Verdict.ACCEPT:
+            why = outcome.honest_reasons.get(policy, "")
+            found.append((f"The honest proof was not accepted under {policy}: {shorten(why)}", "bold red"))
     if not any(cell.verdict for cell in outcome.results):
         found.append(("No attack was made.", "bold red"))
     return found
@@ -105,30 +114,39 @@ def markdown(outcome: Outcome, figure: str) -> str:
         *(f"- {text}" for text, _ in summary(outcome)),
         _detections(outcome),
         _reported(outcome),
+        _reasons(outcome),
     ]
-    lines = [parts[0], "", parts[1], "", parts[2], "", *parts[3:-2], "", parts[-2], "", parts[-1]]
+    lines = [parts[0], "", parts[1], "", parts[2], "", *parts[3:-3]]
+    lines += [line for part in parts[-3:] if part for line in ("", part)]
     return "\n".join(lines).strip() + "\n"
 
 
 def _verdicts(outcome: Outcome) -> str:
-    head = ["attack", "study", "what was done", "training", "seconds", "bytes", "from the stolen", *outcome.policies]
+    head = ["attack", "study", "what was done", "training", "of it for 2021", "seconds", "bytes", "from the stolen"]
+    head += ["accuracy", *outcome.policies]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     honest = [str(outcome.honest[policy]) for policy in outcome.policies]
     lines.append(
-        f"| {STANDS} | | | 1.00 | {outcome.honest_seconds:.1f} | {size(outcome.honest_bytes)} | 0 | "
-        f"{' | '.join(honest)} |"
+        f"| {STANDS} | | | 1.00 | | {outcome.honest_seconds:.1f} | {size(outcome.honest_bytes)} | 0 | "
+        f"{_share(outcome.honest_accuracy)} | {' | '.join(honest)} |"
     )
     for name, cells in rows(outcome).items():
         # The forgery for the strictest policy stands for all; those that adapt differ in cost.
         cell = next((one for one in reversed(cells.values()) if one.cost), None)
         one = cell or next(iter(cells.values()))
-        cost = ["—"] * 4
+        cost = ["—"] * 6
         if cell is not None and cell.cost is not None:
             apart = "—" if cell.apart is None else f"{cell.apart:.2g}"
-            cost = [f"{cell.cost.share:.2f}", f"{cell.cost.seconds:.1f}", size(cell.cost.bytes), apart]
+            paper = cells.get(PAPER)
+            cost = [f"{cell.cost.share:.2f}", _share(paper.cost.share if paper and paper.cost else None)]
+            cost += [f"{cell.cost.seconds:.1f}", size(cell.cost.bytes), apart, _share(cell.accuracy)]
         found = [_marked(cells.get(policy)) for policy in outcome.policies]
         lines.append(f"| `{name}` | {' '.join(one.study)} | {_cell(one.title)} | {' | '.join([*cost, *found])} |")
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "—" if value is None else f"{value:.2f}"
 
 
 def _marked(cell: Cell | None) -> str:
@@ -154,16 +172,31 @@ def _detections(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
+def _reasons(outcome: Outcome) -> str:
+    """What the strictest policy says of each; and for what does not apply, or broke, why."""
+    found = [cell for cell in outcome.results if cell.policy == FULL and cell.reason]
+    lines = ["| attack | `exact full` | because |", "|---|---|---|"]
+    lines += [f"| `{cell.attack}` | {word(cell)} | {_cell(shorten(cell.reason))} |" for cell in found]
+    return "\n".join(lines) if found else ""
+
+
 def _reported(outcome: Outcome) -> str:
     found = [cell for cell in outcome.results if cell.policy == PAPER and cell.reported]
     if not found:
         return ""
-    lines = ["| attack | study | reported | here, against `paper-2021` | cost here |", "|---|---|---|---|---|"]
+    lines = [
+        "Published figures beside ours. *rho* is the error of a replay over the claimed move.",
+        "",
+        "| attack | study | published | here, against `paper-2021` | cost here | from the stolen | accuracy |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for cell in found:
         cost = "—" if cell.cost is None else f"{cell.cost.gradients:,} gradients, {cell.cost.share:.2f} of all"
         why = "" if cell.verdict is Verdict.ACCEPT else f": {shorten(cell.reason)}"
+        effect = "—" if cell.apart is None else f"{cell.apart:.2g}"
         lines.append(
-            f"| `{cell.attack}` | {' '.join(cell.study)} | {_cell(cell.reported)} | {word(cell)}{_cell(why)} | {cost} |"
+            f"| `{cell.attack}` | {' '.join(cell.study)} | {_cell(cell.reported)} | {word(cell)}{_cell(why)} | "
+            f"{cost} | {effect} | {_share(cell.accuracy)} |"
         )
     return "\n".join(lines)
 

@@ -13,7 +13,8 @@ ROW, LABEL, FIELD, TOP = 18, 210, 126, 56
 
 FONT = "font-family='system-ui, sans-serif' font-size='12'"
 
-COLOURS = {"refused": "#2e7d4f", "fooled": "#c62f3b", "beyond": "#d9a13a", "unable": "#7a8594", "none": "#e4e7eb"}
+COLOURS = {"refused": "#2e7d4f", "fooled": "#c62f3b", "beyond": "#d9a13a", "unable": "#7a8594", "none": "#e4e7eb",
+           "broken": "#1f2933"}  # fmt: skip
 """Told apart in grey, too; and every field says in a word what it is."""
 
 LEGEND = {
@@ -48,6 +49,8 @@ def figure(outcome: Outcome) -> str:
 
 
 def _kind(cell: Cell | None) -> str:
+    if cell is not None and cell.broken:
+        return "broken"
     if cell is None or cell.verdict is None:
         return "none"
     if cell.verdict is Verdict.ACCEPT:
