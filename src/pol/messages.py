@@ -300,3 +300,6 @@ JobType = Build | Control | Trial | Train | Replay | TrustingReplay | Probe
 EventType = (
     Built | Controlled | Tried | Opened | Stepped | Recorded | Reached | Observed | Traced | Probed | Finished | Failed
 )
+
+LAST = (Built, Controlled, Tried, Finished, Failed)
+"""Events of which one is the last of every job."""
