@@ -1,4 +1,4 @@
-"""A replay that several processes share finds what one finds: the same report, whatever is forged, and whoever fails."""
+"""A replay that several processes share finds what one finds: the same report, whatever is forged and whoever fails."""
 
 import itertools
 import random
