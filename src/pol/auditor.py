@@ -64,6 +64,9 @@ class Auditor(Protocol):
     def sources(self) -> dict[str, Digest]:
         """The verifier's own recipe: module names to digests."""
 
+    def prepare(self, profile: Profile) -> None:
+        """Get ready for jobs of this profile, which may come; whatever goes wrong is said when they do."""
+
     def control(self, profile: Profile, configuration: dict[str, Any], seed: bytes, steps: int) -> Controlled | Failed:
         """The control run, here."""
 
@@ -164,6 +167,13 @@ class LocalAuditor:
         for process in itertools.chain.from_iterable(self._processes.values()):
             process.close()
         self._processes.clear()
+
+    def prepare(self, profile: Profile) -> None:
+        """See ``Auditor``: processes start, which takes them seconds, and are waited for when they get a job."""
+        if self._executor is None:
+            for process in self._some(profile, self._jobs):
+                with contextlib.suppress(UsageError):
+                    process.start()
 
     def _run(self, job: JobType) -> Iterator[EventType]:
         if self._executor is not None:
