@@ -1,15 +1,22 @@
 """``torch.compile`` in a training: exact in fresh processes, whatever was compiled before, or refused and why."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from pol.errors import ReplayError
 from pol.executors import local
 from pol.executors.local import LocalProcess
+from pol.messages import Control, Controlled, Program, Trial
 from pol.profile import Profile
 from pol.proof.report import Verdict
-from pol.replay import compiling
+from pol.replay import compiling, deferred
 from pol.replay.engine import Frame, Position, advance
+from pol.replay.inprocess import InProcess
 from pol.replay.randomness import Streams
 from pol.statetree import WEIGHTS
 from test_engine import Machine
@@ -119,3 +126,101 @@ def test_the_compiled_code_of_a_process_is_its_own(tmp_path):
             folders.append(process._compiled.name)
     assert len(set(folders)) == 2
     assert not [name for name in folders if (tmp_path / name).exists()]
+
+
+# -- the compiler is loaded when it is needed ---------------------------------------------------------------------
+
+LATE = f"{Path(__file__).parent / 'recipes' / 'late.py'}"
+
+
+def program(name, profile=None, **configuration):
+    return Program(
+        reference=f"{LATE}:{name}", configuration=configuration, seed="00" * 32, profile=profile or Profile(threads=1)
+    )
+
+
+def answer(executor, job):
+    *_, last = executor.run(job)
+    return last
+
+
+@pytest.fixture(scope="module")
+def process():
+    with LocalProcess(Profile(threads=1)) as running:
+        yield running
+
+
+@pytest.fixture
+def notes(tmp_path):
+    """(path, what a training last wrote there)."""
+    path = tmp_path / "notes.json"
+    return str(path), lambda: json.loads(path.read_text())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", ["Plain", "Late"])
+def test_a_compiler_that_is_loaded_late_or_never_changes_no_bit(process, notes, name, strict):
+    """Beside this process, which has loaded it. A program that only says how strict it is loads it, too."""
+    path, noted = notes
+    here = answer(InProcess(), Control(program=program(name, strict=strict), steps=5, reenter=True))
+    there = answer(process, Control(program=program(name, notes=path, strict=strict), steps=5, reenter=True))
+    assert isinstance(here, Controlled), here
+    assert isinstance(there, Controlled), there
+    assert (there.root, there.reentry, there.hidden) == (here.root, here.reentry, here.hidden)
+    assert noted()["real"] is (name == "Late" or strict)
+    assert bool(noted()["graphs"]) is (name == "Late")
+
+
+def test_first_steps_are_taken_uncompiled(process, notes):
+    """Whenever the compiler is loaded; shown to bite by the control run above, which compiles."""
+    path, noted = notes
+    tried = answer(process, Trial(program=program("Late", notes=path), steps=5))
+    assert tried == answer(InProcess(), Trial(program=program("Late"), steps=5))
+    assert noted() == {"real": True, "graphs": 0}
+
+
+def test_sources_that_speak_of_it_and_strict_profiles_load_it_once(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(deferred, "load", lambda: loaded.append(True))
+    monkeypatch.setattr(deferred, "is_deferred", lambda: True)
+    for asked, number in [
+        (program("Plain"), 0),
+        (program("Plain", Profile(threads=1, deterministic=True)), 1),
+        (Program(reference=COMPILED["Compiled"], configuration={}, seed="", profile=Profile(threads=1)), 1),
+        (Program(reference="nowhere.py:Nothing", configuration={}, seed="", profile=Profile(threads=1)), 0),
+    ]:
+        loaded.clear()
+        compiling.expect(asked)
+        assert len(loaded) == number
+
+
+def test_what_stands_for_the_compiler_is_gone_without_a_trace():
+    """Run where nobody else is: torch's own functions are what they are where the compiler was loaded at once."""
+    code = """
+import sys, torch
+from pol.replay import compiling
+from pol.replay.deferred import is_deferred, load
+compiling.defer()
+import torch._dynamo as held
+first = torch.nn.Parameter(torch.zeros(2))
+optimizer = torch.optim.SGD([first], lr=0.1)
+first.grad = torch.ones(2)
+optimizer.step()
+marked = torch.optim.Optimizer.add_param_group.__wrapped__
+assert torch._dynamo is held and is_deferred() and vars(marked)["__dynamo_disable"] is marked
+assert not hasattr(held, "__file__") and is_deferred()
+import torch._dynamo.config
+assert not is_deferred() and torch._dynamo.config.__spec__.origin
+assert held.config is torch._dynamo.utils.config is torch._dynamo.config is sys.modules["torch._dynamo"].config
+assert held.config.recompile_limit == compiling.MOST_SHAPES and not held.config.automatic_dynamic_shapes
+assert "__dynamo_disable" not in vars(marked)
+torch.optim.SGD([first], lr=0.1).step()
+assert vars(marked)["__dynamo_disable"]._torchdynamo_disable
+assert load() is sys.modules["torch._dynamo"] is torch._dynamo is not held
+compiling.defer()
+assert not is_deferred()
+import torch._inductor.config
+assert torch._inductor.config.deterministic is False
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

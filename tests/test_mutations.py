@@ -42,6 +42,9 @@ class NobodyTrains:
     def sources(self):
         return local_sources(RECIPE)
 
+    def prepare(self, profile):
+        """It may be told to get ready."""
+
     def __getattr__(self, name):
         raise AssertionError(f"the verifier went on to {name}")
 

@@ -6,6 +6,7 @@ It has processes of the recorded profile take steps again, and passes on what th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ import msgspec
 
 from pol import canonical
 from pol.digest import Digest
-from pol.errors import ReplayError
+from pol.errors import ReplayError, UsageError
 from pol.executors.local import Executor, LocalProcess
+from pol.executors.sharing import deal, in_order
 from pol.interval import Rates
 from pol.messages import (
     Build,
@@ -27,8 +29,10 @@ from pol.messages import (
     Controlled,
     EventType,
     Failed,
+    Finished,
     JobType,
     Program,
+    Recorded,
     Registered,
     Replay,
     Segment,
@@ -59,6 +63,9 @@ class Auditor(Protocol):
 
     def sources(self) -> dict[str, Digest]:
         """The verifier's own recipe: module names to digests."""
+
+    def prepare(self, profile: Profile) -> None:
+        """Get ready for jobs of this profile, which may come; whatever goes wrong is said when they do."""
 
     def control(self, profile: Profile, configuration: dict[str, Any], seed: bytes, steps: int) -> Controlled | Failed:
         """The control run, here."""
@@ -126,33 +133,74 @@ class Auditor(Protocol):
 
 
 class LocalAuditor:
-    """Audits on this machine, with one process per profile. A context manager."""
+    """Audits on this machine, with one process per profile, or several that share replays. A context manager.
+
+    Args:
+        recipe: What the processes run.
+        settings: Constructor arguments that the verifier insists on.
+        executor: What takes the place of the processes, for tests and debugging.
+        jobs: How many processes share a replay; each holds up to two states. What stops a replay is looked into by one
+            alone, and so is everything after it: several may have wanted more memory than there is.
+
+    Raises:
+        UsageError: fewer than one job.
+    """
 
     def __init__(
-        self, recipe: Recipe | str, settings: dict[str, Any] | None = None, executor: Executor | None = None
-    ) -> None:
+        self, recipe: Recipe | str, settings: dict[str, Any] | None = None, executor: Executor | None = None,
+        *, jobs: int = 1,
+    ) -> None:  # fmt: skip
+        if jobs < 1:
+            raise UsageError(f"jobs={jobs}: at least one process takes the steps again")
         given = recipe.configuration if isinstance(recipe, Recipe) else settings or {}
         self._reference = reference_of(recipe) if isinstance(recipe, Recipe) else recipe
         self.name = split_reference(self._reference)[1]
         self.settings = {name: canonical.tag(value, name) for name, value in given.items()}
         self._executor = executor
-        self._processes: dict[Profile, LocalProcess] = {}
+        self._jobs = jobs
+        self._processes: dict[Profile, list[LocalProcess]] = {}
 
     def __enter__(self) -> LocalAuditor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes.values():
+        for process in itertools.chain.from_iterable(self._processes.values()):
             process.close()
         self._processes.clear()
 
+    def prepare(self, profile: Profile) -> None:
+        """See ``Auditor``: processes start, which takes them seconds, and are waited for when they get a job."""
+        if self._executor is None:
+            for process in self._some(profile, self._jobs):
+                with contextlib.suppress(UsageError):
+                    process.start()
+
     def _run(self, job: JobType) -> Iterator[EventType]:
-        profile = job.program.profile
         if self._executor is not None:
             return self._executor.run(job)
-        if profile not in self._processes:
-            self._processes[profile] = LocalProcess(profile, isolated=True)
-        return self._processes[profile].run(job)
+        return self._some(job.program.profile, 1)[0].run(job)
+
+    def _some(self, profile: Profile, count: int) -> list[LocalProcess]:
+        """Processes of a profile, not all of which have been started."""
+        found = self._processes.setdefault(profile, [])
+        while len(found) < count:
+            found.append(LocalProcess(profile, isolated=True))
+        return found[:count]
+
+    def _shared(self, job: Replay) -> Iterator[EventType]:
+        """A replay by as many processes as there may be, as one of them would tell it."""
+        shares, reached, whole = deal(job.segments, self._jobs), 0, False
+        if len(shares) <= 1:
+            yield from self._run(job)
+            return
+        given = self._executor or self._some(job.program.profile, len(shares))
+        try:
+            for event in in_order(job, shares, given):
+                reached = event.interval.stop if isinstance(event, Recorded) else reached
+                whole = isinstance(event, Finished) and reached == job.segments[-1].stop
+                yield event
+        finally:
+            self._jobs = self._jobs if whole else 1
 
     def _program(
         self, profile: Profile, configuration: dict[str, Any], seed: bytes, declared: int | None = None
@@ -245,7 +293,7 @@ class LocalAuditor:
             registered=registered, segments=segments, salt_key=salt_key.hex(),
             save=None if save is None else str(save), saved=saved, perturbed=other.perturbed, factors=other.factors,
         )  # fmt: skip
-        with contextlib.closing(self._run(job)) as events:  # type: ignore[type-var]
+        with contextlib.closing(self._shared(job)) as events:  # type: ignore[type-var]
             yield from events
 
     def trusting_replay(

@@ -344,3 +344,6 @@ EventType = (
     | Finished
     | Failed
 )
+
+LAST = (Built, Controlled, Tried, Finished, Failed)
+"""Events of which one is the last of every job."""

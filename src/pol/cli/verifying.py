@@ -156,6 +156,12 @@ def verify(
             help="A frozen base that you know: a model file (safetensors), or its root; repeat for more.",
         ),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", "-j", metavar="N", min=1, help="Processes that share the replay, each with the recorded threads."
+        ),
+    ] = 1,
     as_json: Json = False,
 ) -> int:
     """Verify a proof: exit code 0 for ACCEPT, 1 for REJECT, 2 for INCONCLUSIVE.
@@ -200,7 +206,7 @@ def verify(
             report = verifier.verify(
                 proof, recipe=recipe, policy=demanded, nonce=drawn, model=model, start=start, openings=openings,
                 wait=patience, parents=list(zip(parents, theirs or [None] * len(parents), strict=True)),
-                settings=settings, progress=tell,
+                settings=settings, jobs=jobs, progress=tell,
             )  # fmt: skip
         except verifier.StoppedWaiting as stopped:
             command = output.again(context, nonce=stopped.nonce, attestation=stopped.attestation)

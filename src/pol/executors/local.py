@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from pol.errors import ReplayError, UsageError
-from pol.messages import EventType, Failed, JobType
+from pol.messages import LAST, EventType, Failed, JobType
 from pol.profile import Profile, environment
 
 
@@ -45,6 +45,7 @@ class LocalProcess:
         self._python = os.fspath(python)
         self._process: subprocess.Popen[bytes] | None = None
         self._compiled: tempfile.TemporaryDirectory[str] | None = None
+        self._decoder = msgspec.json.Decoder(EventType)
 
     def __enter__(self) -> LocalProcess:
         return self
@@ -58,14 +59,23 @@ class LocalProcess:
         """End the process."""
         if self._process is None:
             return
-        self._jobs.close()
-        self._events.close()
+        os.close(self._jobs)
+        os.close(self._events)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)  # checkpoints are written whole or not at all
         self._process.wait()
         self._process = None
         if self._compiled is not None:
             self._compiled.cleanup()
+
+    def start(self) -> None:
+        """Start the process, if it does not run, and do not wait until it is ready: that takes it seconds.
+
+        Raises:
+            UsageError: the interpreter cannot be started.
+        """
+        if self._process is None:
+            self._start()
 
     def _start(self) -> None:
         job_source, job_sink = os.pipe()
@@ -92,8 +102,8 @@ class LocalProcess:
         finally:
             os.close(job_source)
             os.close(event_sink)
-        self._jobs = os.fdopen(job_sink, "wb", buffering=0)
-        self._events = os.fdopen(event_source, "rb")
+        self._jobs, self._events = job_sink, event_source
+        self._rest: list[bytes] = []
 
     def run(self, job: JobType) -> Iterator[EventType]:
         """Run a job in a fresh fork of the process.
@@ -102,28 +112,60 @@ class LocalProcess:
             UsageError: the interpreter cannot be started.
             ReplayError: the process has ended.
         """
-        if self._process is None:
-            self._start()
-        try:
-            self._jobs.write(msgspec.json.encode(job) + b"\n")
-        except BrokenPipeError:
-            raise ReplayError("the training process has ended; run the command again") from None
-        from_worker = msgspec.json.Decoder(EventType)
+        self.send(job)
         answered = False
         try:
-            for line in self._events:
-                event = from_worker.decode(line)
-                answered = type(event).__name__ in ("Built", "Controlled", "Tried", "Finished", "Failed")
-                yield event
-                if answered:
-                    return
+            while not answered:
+                for event in self.receive():
+                    answered |= isinstance(event, LAST)
+                    yield event
         finally:
-            if not answered and self._process is not None and self._process.poll() is None:
+            if not answered:
                 self.close()  # nobody reads on: the next job must not be answered with the rest of this one
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            assert self._process is not None
-            self._process.wait(timeout=5)
-        yield Failed(kind="Killed", message="the training process ended without an answer")
+
+    def send(self, job: JobType) -> None:
+        """Begin a job, whose events ``receive`` then gives; for those who wait for several processes.
+
+        Raises:
+            UsageError: the interpreter cannot be started.
+            ReplayError: the process has ended.
+        """
+        for attempt in range(2):  # one that was started early may have ended since: its answer is that of a second one
+            self.start()
+            data = msgspec.json.encode(job) + b"\n"
+            try:
+                while data:
+                    data = data[os.write(self._jobs, data) :]
+                return
+            except BrokenPipeError:
+                self.close()
+                if attempt:
+                    raise ReplayError("the training process has ended; run the command again") from None
+
+    def fileno(self) -> int:
+        """Descriptor that can be read when there are events to receive."""
+        return self._events
+
+    def receive(self) -> list[EventType]:
+        """The next events of the job that was sent, after waiting for something to come; perhaps none yet."""
+        chunk = os.read(self._events, _CHUNK)
+        if not chunk:
+            self.close()  # the next job gets another process
+            return [Failed(kind="Killed", message="the training process ended without an answer")]
+        lines, newline, rest = chunk.rpartition(b"\n")
+        if not newline:
+            self._rest.append(chunk)
+            return []
+        whole, self._rest = b"".join([*self._rest, lines]), [rest]
+        try:
+            return [self._decoder.decode(line) for line in whole.split(b"\n")]
+        except msgspec.DecodeError:  # it was killed in the middle of a line
+            self.close()
+            return [Failed(kind="Killed", message="the training process ended in the middle of an answer")]
+
+
+_CHUNK = 1 << 16
+"""Bytes that are read from a process at a time: as many as a pipe holds."""
 
 
 def _has_descriptor(stream: object) -> bool:

@@ -6,8 +6,6 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from scipy.special import betaincinv
-
 from pol.proof.noise import Noise
 
 CONFIDENCE = 0.95
@@ -27,6 +25,8 @@ class Rate:
         """Largest share of all honest ones that are beyond, with 95 % confidence (Clopper and Pearson 1934)."""
         if self.beyond >= self.of:
             return 1.0
+        from scipy.special import betaincinv
+
         return float(betaincinv(self.beyond + 1, self.of - self.beyond, CONFIDENCE))
 
 

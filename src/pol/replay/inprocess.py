@@ -11,6 +11,9 @@ from pol.replay.jobs import run_job
 class InProcess:
     """Jobs in this very process, one after the other. No isolation; the profile's environment is not set."""
 
+    def start(self) -> None:
+        """Nothing to start."""
+
     def run(self, job: JobType) -> Iterator[EventType]:
         """Run a job here."""
         events: list[EventType] = []

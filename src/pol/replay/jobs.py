@@ -90,7 +90,8 @@ def _explain(error: BaseException) -> str:
 
 def _apply(profile: Profile) -> None:
     torch.set_num_threads(profile.threads)
-    torch.use_deterministic_algorithms(profile.deterministic)
+    if torch.are_deterministic_algorithms_enabled() != profile.deterministic:  # saying so loads the compiler
+        torch.use_deterministic_algorithms(profile.deterministic)
     torch.set_float32_matmul_precision(profile.matmul)
     compiling.settle()
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from pol.errors import UsageError
 from pol.interval import Momenta
+from pol.replay import compiling
 from pol.replay.attached import Attached
 from pol.replay.driver import Driver
 from pol.replay.frame import Frame, Position
@@ -173,7 +174,7 @@ class _Halves:
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        if isinstance(module, torch._dynamo.OptimizedModule):
+        if compiling.is_compiled(module):
             raise UsageError(f"{name} is compiled for its batches")
         self._name, self._module, self._whole = name, module, module.forward
         self.used = False

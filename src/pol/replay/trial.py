@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from pol.interval import Momenta, Rates
 from pol.messages import Course, Trial, Tried
-from pol.replay import watch
+from pol.replay import compiling, watch
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.parts import Parts
@@ -129,7 +129,7 @@ class Settings(TorchFunctionMode):
         hook = register_optimizer_step_post_hook(self._updated)
         sys.setprofile(self._called)
         try:
-            with self, _uncompiled():
+            with self, compiling.eager():
                 yield
         finally:
             sys.setprofile(before)
@@ -160,11 +160,6 @@ class Settings(TorchFunctionMode):
                     self.note("norm_momentum", float(inner.momentum), place)
                 if isinstance(inner, nn.RNNBase) and inner.training:
                     self.note("dropout", float(inner.dropout), place)
-
-
-def _uncompiled() -> contextlib.AbstractContextManager[Any]:
-    stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    return contextlib.nullcontext() if stance is None else stance("force_eager")
 
 
 # -- the job ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from pol.digest import blake3_bytes
+from pol.replay import compiling
 from pol.replay.parts import Parts
 from pol.replay.tensors import short_digest
 
@@ -45,10 +46,11 @@ _OF_TORCH: tuple[tuple[type, frozenset[str]], ...] = (
     # and, by id, whether this step's gradients are unscaled yet.
     (torch.amp.GradScaler, frozenset({"_scale", "_growth_tracker", "_init_scale", "_init_growth_tracker"})),
     (torch.amp.GradScaler, frozenset({"_per_optimizer_states"})),
-    # The wrapper of a compiled module: numbers and contexts of the compiler. The module inside is looked at.
-    (torch._dynamo.OptimizedModule, frozenset({"_super_module_initialized", "_torchdynamo_wrapper_id"})),
 )
 """Attributes of torch's own, by class, which are recorded otherwise or differ without any influence."""
+
+_OF_COMPILED = frozenset({"_super_module_initialized", "_torchdynamo_wrapper_id"})
+"""The same of the wrapper of a compiled module: numbers and contexts of the compiler. What is inside is looked at."""
 
 _PASSED_OVER = (
     "torch.fx", "torch.autograd", "torch.jit", "torch.distributed", "torch.utils.hooks", "torch.futures",
@@ -169,6 +171,7 @@ def _clean(name: str) -> str:
 def _attributes(thing: Any) -> Iterator[tuple[str, Any]]:
     """What ``vars()`` and slots of an object hold, without what torch manages."""
     managed = {name for kind, names in _OF_TORCH if isinstance(thing, kind) for name in names}
+    managed |= _OF_COMPILED if compiling.is_compiled(thing) else frozenset()
     slots = [slot for kind in type(thing).__mro__ for slot in _slots(kind)]
     found = {**{slot: getattr(thing, slot) for slot in slots if hasattr(thing, slot)}, **getattr(thing, "__dict__", {})}
     yield from ((name, value) for name, value in found.items() if name not in managed)

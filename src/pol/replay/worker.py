@@ -7,6 +7,7 @@ inherited pipes; standard output stays the user's.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -22,13 +23,17 @@ def main() -> None:
     die_with_parent()
     if "--no-network" in sys.argv[3:]:
         leave_network()
-    import torch._dynamo  # noqa: F401  # what the first optimizer imports, a second's work: here once, not in every fork
+    from pol.replay import compiling
 
+    compiling.defer()
     from pol.replay import jobs  # noqa: F401
 
+    gc.collect()
+    gc.freeze()  # what is there now is no garbage of a job, and looking at it would copy its memory into every fork
     with os.fdopen(source, "rb") as lines:
         for line in lines:
             job = msgspec.json.decode(line, type=JobType)
+            compiling.expect(job.program)
             if hasattr(os, "fork"):
                 _forked(job, sink)
             else:

@@ -85,6 +85,7 @@ def verify(
     parents: Parents = (),
     settings: dict[str, Any] | None = None,
     auditor: Auditor | None = None,
+    jobs: int = 1,
     progress: Progress | None = None,
 ) -> Report:
     """Verify a proof; see the module for the eight steps.
@@ -105,6 +106,8 @@ def verify(
             parent, and so on. Each is verified whole, under this policy.
         settings: Constructor arguments that the verifier insists on, of this proof and not of its parents.
         auditor: Who takes the steps again; by default processes on this machine.
+        jobs: How many of these processes share the replay (step 7), each with the threads of the recorded profile and
+            up to two states in its memory. The report is the same for any number.
         progress: Told how far it is.
 
     Raises:
@@ -121,6 +124,8 @@ def verify(
             raise UsageError(f"{path}: no such {what}")
     if auditor is None and recipe is None:
         raise UsageError("name the recipe that you have read (path/to/file.py:Name): a proof never brings its own code")
+    if auditor is not None and jobs != 1:
+        raise UsageError("jobs are for the verifier's own processes: give the number to the auditor that you bring")
     with contextlib.ExitStack() as stack:
         tell = progress or (lambda *_: None)
 
@@ -142,22 +147,22 @@ def verify(
             case.openings.make()
         if auditor is None:
             assert recipe is not None
-            auditor = stack.enter_context(LocalAuditor(recipe, settings))
+            auditor = stack.enter_context(LocalAuditor(recipe, settings, jobs=jobs))
         case.settings = auditor.settings
         try:
-            return _verify(case, auditor, [(at(path), theirs) for path, theirs in parents])
+            return _verify(case, auditor, [(at(path), theirs) for path, theirs in parents], jobs)
         except KeyboardInterrupt:
             if not case.revealed:
                 raise
             raise StoppedWaiting(case.nonce, case.attestation_digest) from None
 
 
-def _verify(case: Case, auditor: Auditor, parents: _Stores) -> Report:
+def _verify(case: Case, auditor: Auditor, parents: _Stores, jobs: int) -> Report:
     started = time.monotonic()
     procedure = procedure_of(case.policy)
     if parents:
         case.parent_path = parents[0][0].path
-        case.parent = functools.partial(_verify_parent, case, auditor, parents)
+        case.parent = functools.partial(_verify_parent, case, auditor, parents, jobs)
     case.elements = procedure.elements
     with tempfile.TemporaryDirectory(prefix="pol-states-") as own:
         (Path(own) / CHECKPOINTS).mkdir()
@@ -166,7 +171,7 @@ def _verify(case: Case, auditor: Auditor, parents: _Stores) -> Report:
     return _report(case, procedure, steps, time.monotonic() - started)
 
 
-def _verify_parent(child: Case, auditor: Auditor, parents: _Stores) -> Report:
+def _verify_parent(child: Case, auditor: Auditor, parents: _Stores, jobs: int) -> Report:
     """Verify the first of some parents: under the same policy but for what this verifier said of the child alone.
 
     That is the nonce that it gave for the child's genesis, the child's first weights and settings. What the chain is
@@ -188,8 +193,8 @@ def _verify_parent(child: Case, auditor: Auditor, parents: _Stores) -> Report:
     )
     with contextlib.ExitStack() as stack:
         if recipe is not None:
-            auditor = stack.enter_context(LocalAuditor(recipe))
-        return _verify(case, auditor, others)
+            auditor = stack.enter_context(LocalAuditor(recipe, jobs=jobs))
+        return _verify(case, auditor, others, jobs)
 
 
 PARENT = "parent"

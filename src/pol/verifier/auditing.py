@@ -36,7 +36,7 @@ def _audit(case: Case, auditor: Auditor, platform: Platform, folder: Path | None
     waiting = segments(case)
     total = sum(segment.stop - segment.start for segment in waiting)
     done = 0
-    again = False
+    stopped: Segment | None = None
     while waiting:
         replay = _Replay(case, platform, done, total, folder)
         finished, problem = replay.run(auditor, waiting)
@@ -44,10 +44,9 @@ def _audit(case: Case, auditor: Auditor, platform: Platform, folder: Path | None
         waiting = waiting[finished:]
         if problem is None:
             break
-        if not again:  # what stops a replay must happen twice to count against the prover
-            again = True
+        if stopped is not waiting[0]:  # what stops a replay must happen twice to count against the prover
+            stopped = waiting[0]
             continue
-        again = False
         done += waiting[0].stop - waiting[0].start
         index = waiting[0].start // case.genesis.spec.every
         check = platform.mismatch("replay", f"the replay stopped: {problem}")

@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from scipy.special import betaincinv
-
 from pol.checkpoint import Checkpoint, compare
 from pol.distance import ratio, within
 from pol.proof.genesis import boundaries
@@ -100,6 +98,8 @@ def _explained(case: Case) -> float:
     if not branches or case.draws is None:
         return 0.0
     rest = len(case.log.intervals) - len(case.intervals)
+    from scipy.special import betaincinv  # half a second, and most audits have no branches
+
     replayed = {result.index for result in case.intervals}
     drawn = [index for index in case.draws.uniform if index in replayed]
     met = sum(index in branches for index in drawn)

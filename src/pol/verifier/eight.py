@@ -60,6 +60,8 @@ def steps(case: Case, auditor: Auditor) -> Iterator[Step]:
         if step.status != "passed":
             yield from (not_run(later) for later, _ in plan[position + 1 :])
             return
+        if number == 3:  # signed, whole and bound: training is likely to be needed when the numbers have been looked at
+            auditor.prepare(case.genesis.profile)
 
 
 def confidence(case: Case) -> str:
