@@ -217,7 +217,7 @@ def test_interrupted_is_130(command, call, ask, monkeypatch):
 
 
 def test_there_are_the_promised_commands():
-    promised = {"attack", "bench", "calibrate", "demo", "doctor", "inspect", "keygen", "plan", "policy", "record",
+    promised = {"attack", "bench", "calibrate", "demo", "doctor", "gc", "inspect", "keygen", "plan", "policy", "record",
                 "regenerate", "verify"}  # fmt: skip
     assert set(COMMANDS) == promised
     assert set(COMMANDS["bench"].commands) == {"attacks"}
