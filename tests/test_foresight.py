@@ -1,5 +1,6 @@
 """Plans of recordings: their arithmetic, on costs that are given, and the rule by which one choice is recommended."""
 
+import hashlib
 import itertools
 import math
 import random
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from pol import policies
 from pol.errors import UsageError
-from pol.proof.challenge import largest_forged_share
+from pol.proof.challenge import Window, draw, largest_forged_share, spans
 from pol.proof.expected import draws_needed, expected
 from pol.proof.forecast import Audit, Choice, Costs, Run, Sizes
 from pol.proof.foresight import (
@@ -22,7 +23,7 @@ from pol.proof.foresight import (
     recommend,
     stated_share,
 )  # fmt: skip
-from pol.proof.plan import plan
+from pol.proof.plan import equal_windows, plan
 from pol.proof.policy import EXACT, Bounds, Challenge, Limits, Policy
 
 TOLERANT = Policy(rule="tolerance", limits=Limits(relative=1.0, absolute=1.0))
@@ -36,8 +37,8 @@ SIZES = Sizes(built=400, kept=1000, state=1100, record=100.0, record_step=10.0, 
 
 def run(steps=1000, *, sizes=SIZES, trials=0, samples=50, most_files=10**6, most_log=2**29, **costs):
     return Run(
-        steps=steps, samples=samples, costs=msgspec.structs.replace(COSTS, **costs), sizes=sizes, trials=trials,
-        most_files=most_files, most_log=most_log,
+        steps=steps, samples=samples, costs=msgspec.structs.replace(COSTS, **costs), sizes=sizes, kinds=1,
+        trials=trials, most_files=most_files, most_log=most_log,
     )  # fmt: skip
 
 
@@ -58,23 +59,48 @@ def shapes():
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("policy", [EXACT, TOLERANT], ids=["exact", "tolerance"])
+NONCES = 100
+
+
+def drawn(challenge, steps, every, keep, kinds, *, each):
+    """The mean of what nonces ask for, of windows whose sizes in each kind of state have nothing to do with another."""
+    found, sizes = [], random.Random(7)
+    for number in range(NONCES):
+        windows = [
+            Window(first=w.first, last=w.last, sizes={str(kind): 1 + 0.1 * sizes.random() for kind in range(kinds)})
+            for w in equal_windows(steps, every, keep)
+        ]
+        draws = draw(challenge, "sha256:" + "5" * 64, hashlib.sha256(b"%d" % number).digest(), windows, [])
+        met = set(draws.all())
+        if challenge.strategy == "mix":  # the screens find as many as they may, where nothing else looks
+            unmet = [w.last for w in windows if met.isdisjoint(range(w.first, w.last + 1))]
+            met |= set(unmet[: challenge.screened])
+        replays = spans(windows, met, each=each)
+        taken = sum(min((last + 1) * every, steps) - first * every for first, last in replays)
+        inner = {end for first, last in replays for end in (first, last + 1)} if each else set()
+        inner -= {*range(0, draws.intervals, keep), draws.intervals}
+        answered = sum(max(ends) % keep for _, ends in itertools.groupby(sorted(inner), lambda end: end // keep))
+        found.append([len(replays), sum(b - a + 1 for a, b in replays), taken, len(inner), answered * every])
+    return [sum(column) / NONCES for column in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["exact", "tolerance"])
 @pytest.mark.parametrize("shape", list(shapes()), ids=map(str, itertools.count()))
-def test_the_closed_form_is_what_nonces_give(shape, policy):
-    """The mean over 200 nonces is known to a few per mille of what there is to replay."""
+def test_the_closed_form_is_what_nonces_give(shape, each):
+    """The mean over so many nonces is known to a per cent or two of what there is to replay."""
     steps, every, keep, challenge = shape
-    drawn = plan(msgspec.structs.replace(policy, challenge=challenge), steps, every, keep)
-    found = expected(challenge, steps, every, keep, each=policy is TOLERANT)
-    assert found.steps == pytest.approx(drawn.replayed_steps, rel=0.03)
-    assert found.openings == pytest.approx(drawn.openings, rel=0.03)
-    assert found.answered_steps == pytest.approx(drawn.answered_steps, rel=0.03)
+    found = expected(challenge, steps, every, keep, kinds=3, each=each)
+    means = drawn(challenge, steps, every, keep, 3, each=each)
+    assert [found.replays, found.intervals, found.steps, found.openings, found.answered_steps] == [
+        pytest.approx(mean, rel=0.04, abs=0.5) for mean in means
+    ]
     assert 0 < found.replays <= found.intervals <= -(-steps // every)
 
 
 def test_a_replay_of_everything_is_counted_exactly():
-    found = expected(Challenge(strategy="all"), 95, 10, 4, each=False)  # windows of 4, 4 and 2 intervals
+    found = expected(Challenge(strategy="all"), 95, 10, 4, kinds=3, each=False)  # windows of 4, 4 and 2 intervals
     assert (found.replays, found.intervals, found.steps, found.openings) == (3, 10, 95, 0)
-    found = expected(Challenge(strategy="all"), 95, 10, 4, each=True)
+    found = expected(Challenge(strategy="all"), 95, 10, 4, kinds=3, each=True)
     assert (found.replays, found.intervals, found.steps, found.openings, found.answered_steps) == (10, 10, 95, 7, 70)
 
 
@@ -181,20 +207,20 @@ def test_the_seconds_of_single_steps_by_hand():
 
 
 def test_a_policy_takes_as_many_draws_as_the_confidence_needs():
-    found = choice(run(10**5), EXACT, 10, 10, 0.01)
+    found = choice(run(3 * 10**4), EXACT, 10, 10, 0.01)
     assert [audit.confidence for audit in found.audits] == list(CONFIDENCES)
     for audit in found.audits:
         drawn = msgspec.structs.replace(EXACT.challenge, uniform=audit.draws)
-        planned = plan(msgspec.structs.replace(EXACT, challenge=drawn), 10**5, 10, 10)
+        planned = plan(msgspec.structs.replace(EXACT, challenge=drawn), 3 * 10**4, 10, 10)
         assert audit.replayed_steps == pytest.approx(planned.replayed_steps, rel=0.02)
         assert (planned.forged_95 if audit.confidence == 0.95 else planned.forged_99) <= 0.01
     assert found.audits[0].seconds < found.audits[1].seconds
 
 
 def test_by_default_the_first_audit_is_what_the_policy_does_anyway():
-    found = choice(run(10**5), EXACT, 10, 1, stated_share(EXACT)).audits[0]
-    assert found.draws == pytest.approx(EXACT.challenge.uniform, abs=2)
-    assert found.replayed_steps == pytest.approx(plan(EXACT, 10**5, 10, 1).replayed_steps, rel=0.02)
+    found = choice(run(10**4), EXACT, 10, 1, stated_share(EXACT)).audits[0]
+    assert found.draws == pytest.approx(EXACT.challenge.uniform, rel=0.1)
+    assert found.replayed_steps == pytest.approx(plan(EXACT, 10**4, 10, 1).replayed_steps, rel=0.05)
 
 
 @pytest.mark.parametrize(

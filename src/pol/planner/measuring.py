@@ -37,8 +37,9 @@ LEAST, MOST = 12, 64
 """Steps that are taken: three kept states at least, since the first fills the buffers that later ones use; and no more
 than a median needs."""
 
-REPLAYS = 5
-"""Stretches that are taken again, each from one kept state to the next: as many as a median needs."""
+REPLAYS, LONG = 5, 24
+"""Stretches that are taken again, as many as a median needs: each from one kept state to the next, but the first. That
+is longer, because steps get faster when caches have filled after an entry."""
 
 SEED = hashlib.sha256(b"pol/plan/seed").digest()
 """Of the steps that are measured: the same every time."""
@@ -109,7 +110,8 @@ def watch(
         )  # fmt: skip
         run = Run(
             steps=found.declaration.epochs * found.declaration.steps_per_epoch(found.batches_per_step),
-            samples=found.declaration.samples, costs=costs, sizes=miniature.sizes, trials=_trials(policy.bounds),
+            samples=found.declaration.samples, costs=costs, sizes=miniature.sizes, kinds=miniature.kinds,
+            trials=_trials(policy.bounds),
             most_files=MAX_FILES, most_log=MAX_LOG_FILE,
         )  # fmt: skip
         return Watched(run=run, steps=found.steps)
@@ -192,8 +194,10 @@ class _Asking:
         """Some of these steps, taken again from kept states."""
         length = EVERY * KEEP
         states = range(length, found.steps, length) or [0]
-        starts = itertools.islice(itertools.cycle(states), REPLAYS)
-        segments = [self._segment(start, start + length, intervals, proof) for start in starts]
+        long = max(states[0], found.steps - LONG)
+        starts = itertools.islice(itertools.cycle(states), REPLAYS - 1)
+        stretches = [(long, found.steps), *((start, start + length) for start in starts)]
+        segments = [self._segment(start, stop, intervals, proof) for start, stop in stretches]
         job = messages.Replay(
             program=self._program, segments=segments, salt_key=seeds.salt_key(SEED).hex(),
             registered=messages.Registered(
@@ -212,9 +216,9 @@ class _Asking:
                 times.append(perf_counter())
                 self._progress("measuring a replay", done, total)
         between = [after - before for before, after in pairwise(times)]
-        first = range(KEEP - 1, len(between), KEEP)  # what ends with the first interval of the next stretch
-        step = _middle([seconds for number, seconds in enumerate(between) if number not in first]) / EVERY
-        enters = [between[number] - EVERY * step for number in first]
+        count = (found.steps - long) // EVERY  # intervals of the long one
+        step = _middle(between[: count - 1]) / EVERY
+        enters = [seconds - EVERY * step for seconds in between[count - 1 :: KEEP]]
         return _Again(enter=_middle(enters), step=step)
 
     def _segment(self, start: int, stop: int, intervals: Sequence[Interval], proof: Path) -> messages.Segment:

@@ -47,6 +47,7 @@ from pol.replay.sources import local_sources
 from pol.statetree import StateRoot
 from pol.store import CHECKPOINTS, DATASET, LOG, ProofDirectory
 from pol.verifier import verify
+from pol.verifier.moves import SIZED
 
 SECRET = bytes(32)
 """The secret r of a proof that nobody gets to see."""
@@ -65,6 +66,8 @@ class Miniature:
         self._stack = contextlib.ExitStack()
         self.noted = self.hashed = 0.0
         """Seconds of writing a record, and of hashing a kept state."""
+        self.kinds = 0
+        """Of state whose updates a verifier measures."""
 
     def __enter__(self) -> Miniature:
         self._files = self._stack.enter_context(open_unfinished(self.path, self._key, resume=False))
@@ -163,7 +166,9 @@ class Miniature:
         before, after = (Checkpoint.at(self.path / name) for name in states[-2:])
         shared = before.entries.keys() & after.entries.keys()  # the first has no moments yet
         compare(before, after, lambda entry: entry.key in shared)
-        return seconds / len(states), perf_counter() - began
+        compared = perf_counter() - began
+        self.kinds = len({SIZED[slot.entry.kind] for slot in after.entries.values() if slot.entry.kind in SIZED})
+        return seconds / len(states), compared
 
     def _verified(self) -> float:
         """Seconds of a verification, until it would take steps."""

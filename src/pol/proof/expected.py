@@ -1,13 +1,13 @@
-"""What a challenge asks for on average, in closed form, where all updates of a run are alike.
+"""What a challenge asks for on average, in closed form.
 
 ``pol.proof.plan`` draws challenges and counts; that takes seconds for a run of a million intervals, and here many runs
-are compared. A test holds the two against each other.
+are compared. Updates are taken to be of about one size, and the largest of each kind of state to be anywhere: those
+of weights, of moments and of running statistics mostly are in other windows, and each is replayed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     """That the prover takes again for them: each from the kept state before it, each window once."""
 
 
-def expected(challenge: Challenge, steps: int, every: int, keep: int, *, each: bool) -> Expected:
+def expected(challenge: Challenge, steps: int, every: int, keep: int, *, kinds: int, each: bool) -> Expected:
     """The mean cost of a challenge; resumes are left out, and the screens find as many intervals as they may.
 
     Args:
@@ -40,6 +40,7 @@ def expected(challenge: Challenge, steps: int, every: int, keep: int, *, each: b
         steps: T.
         every: k.
         keep: K.
+        kinds: Of state whose updates have a size: weights, moments, running statistics.
         each: Intervals are replayed one by one (rule tolerance), and not from the kept state before them (rule exact).
     """
     count = -(-steps // every)
@@ -54,16 +55,8 @@ def expected(challenge: Challenge, steps: int, every: int, keep: int, *, each: b
         )  # fmt: skip
     weighted = challenge.weighted if challenge.strategy in ("mix", "size-weighted") else 0
     top = challenge.top if challenge.strategy in ("mix", "top-q") else 0
-    run = _Run(steps, every, keep, count, windows, uniform, weighted, challenge.screened if mixed else 0)
-    certain = {0, windows - 1, *_first(windows, top)}
-    return run.singly(certain) if each else run.in_windows(certain)
-
-
-def _first(windows: int, top: int) -> list[int]:
-    """The largest windows of every stratum: where all are alike, the first ones."""
-    strata = min(STRATA, windows)
-    bounds = [windows * i // strata for i in range(strata + 1)]
-    return [i for begin, end in pairwise(bounds) for i in range(begin, min(begin + top, end))]
+    run = _Run(steps, every, keep, count, windows, uniform, weighted, top, kinds, challenge.screened if mixed else 0)
+    return run.singly({0, windows - 1}) if each else run.in_windows({0, windows - 1})
 
 
 @dataclass(frozen=True)
@@ -77,6 +70,8 @@ class _Run:
     windows: int
     uniform: int
     weighted: int
+    top: int
+    kinds: int
     screened: int
 
     def _unmet(self) -> NDArray[np.float64]:
@@ -86,8 +81,10 @@ class _Run:
         return np.concatenate([[1.0], np.cumprod(factors)])
 
     def _unpicked(self, number: int) -> float:
-        """Probability that no size-weighted draw picks any of so many given windows."""
-        return float((1 - number / self.windows) ** self.weighted)
+        """Probability that none of so many given windows is picked by its size: in a draw, or as the largest."""
+        stratum = self.windows / min(STRATA, self.windows)
+        largest = max(0.0, 1 - number * self.top / stratum)
+        return float((1 - number / self.windows) ** self.weighted * largest**self.kinds)
 
     def _length(self, window: int) -> int:
         """Intervals of a window."""

@@ -80,6 +80,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     costs: Costs
     sizes: Sizes
+    kinds: int
+    """Of state whose updates are measured: weights, moments, running statistics."""
     trials: int
     """First steps of its own that a verifier takes, for what its policy bounds: how often it enters for these."""
     most_files: int

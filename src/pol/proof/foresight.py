@@ -139,7 +139,7 @@ def _bytes(run: Run, count: int, kept: int) -> int:
 def _audit(run: Run, policy: Policy, every: int, keep: int, kept: int, draws: int, confidence: float) -> Audit:
     found, single = run.costs, policy.rule == "tolerance"
     challenge = msgspec.structs.replace(policy.challenge, uniform=draws)
-    cost = expected(challenge, run.steps, every, keep, each=single)
+    cost = expected(challenge, run.steps, every, keep, kinds=run.kinds, each=single)
     # Steps 5 and 7: a build from the seed, two from seeds of the verifier's own, the control run, trials.
     own = min(CONTROL_STEPS, run.steps) + run.trials * every
     builds = (4 + run.trials) * found.enter + own * (found.bare_step + found.added)
