@@ -15,6 +15,7 @@ from rich.console import Console
 from expected import FILE, expectations, surprises
 from factory import PLAIN, RECIPE, check, factory, forge
 from pol import policies
+from pol.attacks import foresight
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 from pol.bench import arena, detection, pool, suite
 from pol.bench.result import FULL, PAPER, SAMPLED, Cell, Detection, Outcome, Spent
@@ -168,7 +169,7 @@ def test_the_measured_rate_is_the_predicted_one(tmp_path, make, forged):
 
 def test_another_prediction_is_noticed(tmp_path, monkeypatch):
     proof = forge(tmp_path, lie).path
-    monkeypatch.setattr(detection, "detection", lambda *_, **__: 0.5)
+    monkeypatch.setattr(foresight, "detection", lambda *_, **__: 0.5)
     assert not lookup(proof).measure(2000).as_predicted
 
 
