@@ -13,8 +13,9 @@ import torch
 from factory import PLAIN, RECIPE, TOLERANCE, check, known_key, same_every_time
 from pol import policies
 from pol.attacks import adversary, landing, placing
+from pol.attacks.foresight import foreseen, looked_over
 from pol.attacks.forger import Forger
-from pol.attacks.planning import claim, foreseen, looked_over
+from pol.attacks.planning import claim
 from pol.attacks.registry import REGISTRY
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError

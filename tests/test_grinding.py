@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from factory import PLAIN, check, known_key, same_every_time
-from pol.attacks import grinding
+from pol.attacks.foresight import Foresight, seen
 from pol.attacks.registry import REGISTRY
 from pol.digest import raw
 from pol.profile import Profile
@@ -21,6 +21,10 @@ from pol.replay.inprocess import InProcess
 NONCES = 1000
 FULL = msgspec.structs.replace(EXACT, challenge=Challenge(strategy="all"))
 NAMES = ["ground-challenge", "ground-fiat-shamir"]
+
+
+def foresight(path, policy=EXACT):
+    return Foresight(seen(path, policy))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ def ground(request, long_run):
     out = long_run.parent / request.param
     with same_every_time(request.param):
         path = REGISTRY[request.param].forge(long_run, out, known_key(1), PLAIN, InProcess(), policy=EXACT).path
-    digest = attestation_digest(grinding.Foresight(path, EXACT).attestation)
+    digest = attestation_digest(foresight(path).attestation)
     return path, bytes(32) if request.param == "ground-challenge" else raw(digest)
 
 
@@ -59,14 +63,14 @@ def test_the_foreseen_challenge_passes(ground):
     report = check(path, PLAIN, nonce=nonce)
     assert report.verdict is Verdict.ACCEPT, report.reason()
     assert len(report.draws.all()) > 100
-    assert report.draws == grinding.Foresight(path, EXACT).draws(lambda _: nonce)
+    assert report.draws == foresight(path).draws(nonce)
 
 
 def test_a_fresh_nonce_meets_the_lie_as_often_as_predicted(ground, lie):
     """Draws alone, looked up; uniform ones hypergeometric, and of the size-weighted ones those of it and the next."""
-    seen = grinding.Foresight(ground[0], EXACT)
+    seen = foresight(ground[0])
     nonces = [hashlib.sha256(f"nonce {number}".encode()).digest() for number in range(NONCES)]
-    met = sum(seen.met(lie, seen.draws(lambda _, nonce=nonce: nonce).all()) for nonce in nonces)
+    met = sum(seen.meets(seen.draws(nonce).all(), [lie]) for nonce in nonces)
     windows = seen.windows
     unseen = miss(len(windows), 1, EXACT.challenge.uniform)
     for draws, share in shares(windows, EXACT.challenge.weighted):
@@ -78,9 +82,9 @@ def test_a_fresh_nonce_meets_the_lie_as_often_as_predicted(ground, lie):
 
 def test_a_nonce_that_meets_it_rejects(ground, lie):
     path, _ = ground
-    seen = grinding.Foresight(path, EXACT)
+    seen = foresight(path)
     nonces = (bytes([number] * 32) for number in range(1, 256))
-    nonce = next(n for n in nonces if seen.met(lie, seen.draws(lambda _, n=n: n).all()))
+    nonce = next(n for n in nonces if seen.meets(seen.draws(n).all(), [lie]))
     report = check(path, PLAIN, nonce=nonce)
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7)
     assert f"First: interval {lie} " in report.reason()
@@ -90,7 +94,7 @@ def test_where_everything_is_replayed_there_is_nothing_to_grind(long_run):
     out = long_run.parent / "full"
     with same_every_time("full"):
         forgery = REGISTRY["ground-challenge"].forge(long_run, out, known_key(1), PLAIN, InProcess(), policy=FULL)
-    seen = grinding.Foresight(forgery.path, FULL)
+    seen = foresight(forgery.path, FULL)
     assert seen.everything
     report = check(forgery.path, PLAIN, policy=FULL)
     assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7)

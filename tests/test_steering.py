@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from factory import PLAIN, RECIPE, TOLERANCE, check, decision, factory, judge, known_key, same_every_time
 from pol import policies
-from pol.attacks import laundries, steering
+from pol.attacks import edging, laundries, steering
 from pol.attacks.attack import Attack
 from pol.attacks.registry import REGISTRY
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
 from pol.profile import Profile
-from pol.proof.policy import EXACT, Limits, Paper, Policy, Reference
+from pol.proof.policy import EXACT, Limits, Paper, Policy
 from pol.proof.report import Verdict
 from pol.prover import record
 from pol.replay.data import default_collate
@@ -207,11 +207,7 @@ def test_a_forger_who_knows_no_limits_assumes_those_of_the_preset():
 
 
 def test_deltas_of_2021_are_those_of_the_policy():
-    reference = Reference(calibration="", recipe="", l1=1e5, l2=100.0, linf=2.0, cos=1.0)
-    assert steering._deltas(Paper(), reference) == steering.CODE
-    assert steering._deltas(Paper(delta={"linf": 0.5}), None) == {"linf": 0.5}
-    found = steering._deltas(Paper(delta={"linf": 0.5}, fraction=0.01), reference)
-    assert found == pytest.approx({"l1": 1000, "l2": 1.0, "linf": 0.02})
+    assert steering._push(Policy(procedure="paper-2021", paper=Paper(delta={"linf": 0.5}))).args == ({"linf": 0.5},)
     push = functools.partial(steering._at_once, {"l1": 1.0, "l2": 1.0, "linf": 1.0}, "parameter/w", torch.zeros(4))
     found = push(torch.zeros(4), torch.tensor([5.0, -1.0, 0.0, 1.0]))
     assert torch.allclose(found, 0.95 * torch.tensor([0.25, -0.25, 0.0, 0.25]))
@@ -220,11 +216,11 @@ def test_deltas_of_2021_are_those_of_the_policy():
 def test_a_push_is_within_its_limit_after_rounding_or_is_none():
     limits = Limits(relative=1e-3, absolute=3e-5, floor=0.0)
     start, end = torch.zeros(4), torch.tensor([1e-3, 1.0, -1.0, 0.0])
-    push = functools.partial(steering._within, limits, "parameter/w")
+    push = functools.partial(edging.pushed, limits, "parameter/w")
     found = push(start, end, torch.ones(4))
     error = (found.double() - end.double()).norm()
     assert 0.8 * 6e-5 < float(error) <= 6e-5  # absolute: 3e-5 times the root of four
     assert found[3] == 0  # what stands still is compared bit for bit
     assert torch.equal(push(start, end, torch.zeros(4)), end)
-    coarse = functools.partial(steering._within, Limits(relative=1e-9, absolute=1e-9, floor=0.0), "parameter/w")
+    coarse = functools.partial(edging.pushed, Limits(relative=1e-9, absolute=1e-9, floor=0.0), "parameter/w")
     assert torch.equal(coarse(start, torch.ones(4), torch.ones(4)), torch.ones(4))

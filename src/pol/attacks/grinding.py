@@ -7,7 +7,6 @@ journal is varied, which costs a hash. A fresh nonce makes every try worth nothi
 from __future__ import annotations
 
 import statistics
-from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from pol import canonical
 from pol.attacks.attack import Attack
+from pol.attacks.foresight import Foresight, seen
 from pol.attacks.forger import Forger
 from pol.attacks.hiding import LEAST, hidden
 from pol.attacks.rehearsal import Weights, apart
@@ -24,14 +24,10 @@ from pol.attacks.workshop import Workshop
 from pol.digest import Digest, raw, sha256
 from pol.errors import UsageError
 from pol.proof.attestation import Sha256, Statement, Subject, attestation_digest
-from pol.proof.challenge import Draws, Window, draw, spans
 from pol.proof.genesis import boundaries
-from pol.proof.policy import EXACT, Policy
-from pol.proof.screens import suspects
+from pol.proof.policy import EXACT
 from pol.replay.state import State
-from pol.store import JOURNAL, ProofDirectory
-from pol.verifier import authenticate, screening, shape
-from pol.verifier.case import Case
+from pol.store import JOURNAL
 
 TRIES = 2**12
 """Tries at most: where a draw misses the lie one time in a hundred, all of them fail with probability e^-41."""
@@ -62,63 +58,18 @@ def _ground(nonce: Nonce) -> Callable[[Workshop, Path], None]:
             sealed = workshop.scratch / f"lie-{place}"
             forger.seal(sealed, workshop.key)
             forger = Forger(sealed)  # which keeps the signed genesis: another signature is another attestation
-            seen = Foresight(sealed, workshop.policy or EXACT)
-            if seen.everything or seen.escapes(lie):
+            known = Foresight(seen(sealed, workshop.policy or EXACT))
+            if known.everything or known.escapes(lie):
                 break
         journal = forger.journal
-        for number in range(TRIES if seen.escapes(lie) else 0):
+        for number in range(TRIES if known.escapes(lie) else 0):
             forger.journal = msgspec.structs.replace(journal, tool=f"{journal.tool[:48]} {number}")
-            if not seen.met(lie, seen.draws(nonce, canonical.encode(forger.journal)).all()):
+            digest = attestation_digest(_with(known.attestation, canonical.encode(forger.journal)))
+            if not known.meets(known.draws(nonce(digest), digest).all(), [lie]):
                 break
         forger.seal(out, workshop.key)
 
     return make
-
-
-class Foresight:
-    """What a forger foresees of the challenge of its proof, with the verifier's own code.
-
-    Args:
-        proof: The proof.
-        policy: By which it will be verified.
-    """
-
-    def __init__(self, proof: Path, policy: Policy) -> None:
-        self._case = Case(ProofDirectory(proof), policy, None, PREDICTED, lambda *_: None)
-        for check in (authenticate.envelopes, authenticate.contents, shape.measured, screening.look):
-            deque(check(self._case), maxlen=0)
-
-    @property
-    def attestation(self) -> Statement:
-        """The attestation as it is."""
-        return self._case.statement
-
-    @property
-    def windows(self) -> list[Window]:
-        """What moved between kept checkpoints."""
-        return self._case.windows
-
-    def draws(self, nonce: Nonce, journal: bytes | None = None) -> Draws:
-        """The challenge, if the proof had another journal."""
-        digest = attestation_digest(self.attestation if journal is None else _with(self.attestation, journal))
-        challenge, found = self._case.policy.challenge, suspects(self._case.screens)
-        return draw(challenge, digest, nonce(digest), self.windows, [], found)
-
-    def met(self, interval: int, chosen: list[int]) -> bool:
-        """Whether an interval is replayed if these are challenged."""
-        each = self._case.genesis.spec.rule == "tolerance"
-        return any(first <= interval <= last for first, last in spans(self.windows, chosen, each=each))
-
-    @property
-    def everything(self) -> bool:
-        """Whether every interval is replayed."""
-        draws = self.draws(predicted)
-        return len(draws.uniform) == draws.intervals
-
-    def escapes(self, interval: int) -> bool:
-        """Whether chance decides over an interval: it is not replayed in any case."""
-        draws = self.draws(predicted)
-        return not self.everything and not self.met(interval, [*draws.mandatory, *draws.top, *draws.screened])
 
 
 def _with(statement: Statement, journal: bytes) -> Statement:

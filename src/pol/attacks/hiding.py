@@ -17,7 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pol.attacks.attack import Attack
 from pol.attacks.data import leaves
+from pol.attacks.deltas import deltas
 from pol.attacks.drift import SHARE
+from pol.attacks.edging import pushed
 from pol.attacks.forger import Forger
 from pol.attacks.programs import SAMPLES, Supplied, write_items
 from pol.attacks.publishing import publish
@@ -27,12 +29,9 @@ from pol.attacks.workshop import Workshop
 from pol.distance import METRICS, Accumulator, within
 from pol.errors import UsageError
 from pol.proof.genesis import boundaries
-from pol.proof.policy import Limits, Policy
+from pol.proof.policy import Policy
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
-from pol.statetree import Entry
-from pol.verifier import paper_audit
-from pol.verifier.tolerance import largest
 
 LEFT_OUT = 2
 """One step, or one interval, in so many is not taken."""
@@ -105,7 +104,8 @@ def data_addition(workshop: Workshop, out: Path) -> None:
     aim = hidden(workshop, forger, before, after).tensors
     policy = workshop.policy
     if policy is not None and policy.limits is not None:
-        moved = {key: _within(policy.limits, key, start[key], end[key], aim[key]) for key in _parameters(end)}
+        ways = {key: aim[key].double() - end[key].double() for key in _parameters(end)}
+        moved = {key: pushed(policy.limits, key, start[key], end[key], way, most=1.0) for key, way in ways.items()}
     else:
         moved = _below(policy, {key: end[key] for key in _parameters(end)}, aim)
     forger.states[after] = State({**end, **moved})
@@ -128,27 +128,16 @@ def _parameters(tensors: dict[str, torch.Tensor]) -> list[str]:
     return [key for key in tensors if key.startswith("parameter/")]
 
 
-def _within(limits: Limits, key: str, start: torch.Tensor, end: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
-    """``end``, moved towards ``aim`` as far as rule tolerance lets a tensor be off."""
-    kind, _, name = key.partition("/")
-    entry = Entry(kind=kind, name=name, dtype="F64" if end.dtype == torch.float64 else "F32", shape=list(end.shape))
-    wide = end.double()
-    room = SHARE * largest(limits, entry, float((wide - start.double()).norm()), float(start.double().norm()))
-    way = torch.where(end != start, aim.double() - wide, 0.0)  # what stands still is compared bit for bit
-    length = float(way.norm())
-    return (wide + way * min(1.0, room / length if length else 0.0)).to(end.dtype)
-
-
 def _below(policy: Policy | None, end: Weights, aim: Weights) -> Weights:
     """All parameters, moved together as far as no metric of 2021 is above its delta."""
-    deltas = paper_audit.limits(policy) if policy is not None and policy.paper is not None else paper_audit.CODE
+    allowed = deltas(policy)
     share = 1.0
     while share > LEAST:
         moved = {key: torch.lerp(t.double(), aim[key].double(), share).to(t.dtype) for key, t in end.items()}
         found = Accumulator()
         for key, tensor in end.items():
             found.add(moved[key].numpy(), tensor.numpy())
-        if all(within(found.result().metric(name), SHARE * deltas[name]) for name in METRICS if name in deltas):
+        if all(within(found.result().metric(name), SHARE * allowed[name]) for name in METRICS if name in allowed):
             return moved
         share /= 2
     return end

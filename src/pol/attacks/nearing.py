@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from pol.attacks.adaptive import BLOCKS, drawn, limit, room
 from pol.attacks.drift import SHARE, around, steered, towards
+from pol.attacks.edging import BLOCKS, drawn, limit, room
 from pol.attacks.planning import Ground, Plan, begin, length
 from pol.attacks.workshop import Workshop
 from pol.proof.policy import Limits

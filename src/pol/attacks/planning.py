@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -13,18 +12,15 @@ import msgspec
 import numpy as np
 import torch
 
+from pol.attacks.foresight import foreseen
 from pol.attacks.forger import Forger
 from pol.attacks.workshop import Workshop
-from pol.errors import AuthenticityError, FormatError, IntegrityError
 from pol.proof.challenge import Window, spans
 from pol.proof.genesis import CONTROL_STEPS, kept
 from pol.proof.plan import detection
 from pol.proof.policy import Bounds, Policy
-from pol.proof.screens import Move, norms, suspects
+from pol.proof.screens import Move, norms
 from pol.replay.state import State
-from pol.store import ProofDirectory
-from pol.verifier import authenticate, eight
-from pol.verifier.case import Case
 
 CLAIMS, TINY = 8, 1e-6
 """Losses that may be claimed of the jump, from the least to the largest of as many intervals beside it; and what a loss
@@ -155,26 +151,6 @@ def accepted(policy: Policy, windows: list[Window], resumed: list[int], forged: 
     return 1.0 - detection(policy.challenge, windows, resumed, forged, each=each)
 
 
-def foreseen(proof: Path, policy: Policy, forged: Collection[int]) -> float:
-    """The same of a finished forgery: measured as the verifier does, with its screens and all checks before a replay.
-
-    Args:
-        proof: The forgery.
-        policy: By which it will be verified.
-        forged: Intervals that no replay gives again.
-    """
-    case = looked_over(proof, policy)
-    if case is None:
-        return 0.0
-    each, every = policy.rule == "tolerance", case.genesis.spec.every
-    resumed = [step // every for step in case.journal.resumes if 0 < step < case.genesis.spec.steps]
-    screened = policy.challenge.screened if policy.challenge.strategy == "mix" else 0
-    found = spans(case.windows, suspects(case.screens)[:screened], each=each)
-    if any(first <= index <= last for first, last in found for index in forged):
-        return 0.0
-    return 1.0 - detection(policy.challenge, case.windows, resumed, forged, each=each)
-
-
 def claim(
     policy: Policy, workshop: Workshop, forger: Forger, forged: Collection[int], jump: int, hoped: float
 ) -> None:  # fmt: skip
@@ -204,14 +180,3 @@ def claim(
         if found > NEARLY * hoped or not hoped:
             break
     forger.replace(jump, loss=repr(chosen))
-
-
-def looked_over(proof: Path, policy: Policy) -> Case | None:
-    """What a verifier knows of a proof before it builds or replays anything; None if it knows enough to refuse it."""
-    case = Case(store=ProofDirectory(proof), policy=policy, model=None, nonce=bytes(32), progress=lambda *_: None)
-    steps = (*eight.AUTHENTICATE, authenticate.contents, *eight.BIND, *eight.SHAPE)
-    try:
-        checks = itertools.chain(authenticate.envelopes(case), *(step(case) for step in steps))
-        return None if any(check.status != "passed" for check in checks) else case
-    except (FormatError, IntegrityError, AuthenticityError):
-        return None

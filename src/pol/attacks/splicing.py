@@ -18,9 +18,9 @@ import torch
 
 from pol.attacks.attack import Attack
 from pol.attacks.backwards import Window
+from pol.attacks.foresight import foreseen
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
-from pol.attacks.planning import foreseen
 from pol.attacks.ranges import Tensors
 from pol.attacks.settling import settled
 from pol.attacks.trail import Point, end, follow, put

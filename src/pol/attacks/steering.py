@@ -8,7 +8,6 @@ together, of one element in each, of the smallest tensor alone, or of what is in
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,20 +17,20 @@ import torch
 from torch import Tensor, nn
 
 from pol.attacks.attack import Attack
+from pol.attacks.deltas import deltas
 from pol.attacks.drift import ABSOLUTE, RELATIVE, SHARE
+from pol.attacks.edging import pushed
 from pol.attacks.laundries import outputs, put, trained
 from pol.attacks.publishing import publish, released
 from pol.attacks.workshop import Workshop
 from pol.errors import UsageError
 from pol.proof.genesis import boundaries
-from pol.proof.policy import Limits, Paper, Policy, Reference
+from pol.proof.policy import Limits, Policy
 from pol.replay import recipe as recipes
 from pol.replay.data import default_collate
 from pol.replay.parts import Attached
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
-from pol.statetree import Entry
-from pol.verifier.tolerance import largest
 
 AIM = 0
 """The class that the model is to say."""
@@ -39,17 +38,11 @@ AIM = 0
 PROBE = 64
 """Samples on which it is asked: enough to know a direction, as little as a batch."""
 
-LEAST = 0.1
-"""Of a limit: where rounding takes more, nothing is pushed."""
-
 GAIN = 1e8
 """Of the amplifier: errors that limits leave of a statistic (1e-7 and more) become logits that outweigh all others."""
 
 GATE = "gate"
 """The buffer that holds it twice."""
-
-CODE = {"l1": 1000.0, "l2": 10.0, "linf": 0.1}
-"""Deltas of the released code of 2021 (attack study, section 2, C4)."""
 
 SPREAD = {"l1": 1.0, "l2": 0.5, "linf": 0.0}
 """The power of n by which a distance grows if n elements are off alike; one tensor hardly turns a cosine of all."""
@@ -124,39 +117,15 @@ Push = Callable[[str, Tensor, Tensor, Tensor], Tensor]
 def _push(policy: Policy | None) -> Push:
     """As far as a policy allows; without one that names limits, as far as the preset ``tolerance`` does."""
     if policy is not None and policy.paper is not None:
-        return functools.partial(_at_once, _deltas(policy.paper, policy.reference))
+        return functools.partial(_at_once, deltas(policy))
     known = policy.limits if policy is not None else None
-    return functools.partial(_within, known or Limits(relative=RELATIVE, absolute=ABSOLUTE))
+    return functools.partial(pushed, known or Limits(relative=RELATIVE, absolute=ABSOLUTE))
 
 
-def _deltas(paper: Paper, reference: Reference | None) -> dict[str, float]:
-    """What the verification of 2021 allows of each distance."""
-    found: dict[str, float] = {str(name): delta for name, delta in (paper.delta or {}).items()}
-    if paper.fraction is not None and reference is not None:
-        for name in SPREAD:
-            found[name] = min(found.get(name, math.inf), paper.fraction * float(getattr(reference, name)))
-    return found or CODE
-
-
-def _within(limits: Limits, key: str, start: Tensor, end: Tensor, way: Tensor) -> Tensor:
-    """By the limit of the tensor; elements that stand still stay, since they are compared bit for bit."""
-    kind, _, name = key.partition("/")
-    entry = Entry(kind=kind, name=name, dtype="F64" if end.dtype == torch.float64 else "F32", shape=list(end.shape))
-    room = largest(limits, entry, float((end.double() - start.double()).norm()), float(start.double().norm()))
-    way = torch.where(end == start, 0.0, way.double())
-    length, share = float(way.norm()), SHARE
-    while length and share > LEAST:
-        found = (end.double() + way * (share * room / length)).to(end.dtype)
-        if float((found.double() - end.double()).norm()) <= room:
-            return found
-        share /= 2  # rounded up, and so beyond
-    return end
-
-
-def _at_once(deltas: dict[str, float], _: str, start: Tensor, end: Tensor, way: Tensor) -> Tensor:
+def _at_once(allowed: dict[str, float], _: str, start: Tensor, end: Tensor, way: Tensor) -> Tensor:
     """By all that deltas of 2021 leave to all parameters together."""
     size = way.numel()
-    room = min(delta / size ** SPREAD[name] for name, delta in deltas.items() if name in SPREAD)
+    room = min(delta / size ** SPREAD[name] for name, delta in allowed.items() if name in SPREAD)
     moved: Tensor = end.double() + SHARE * room * way.double().sign()
     return moved.to(end.dtype)
 

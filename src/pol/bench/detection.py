@@ -6,18 +6,13 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
 from scipy import stats
 
+from pol.attacks.foresight import Foresight, seen
 from pol.bench.result import Detection
-from pol.proof.challenge import Draws, draw, miss, spans
-from pol.proof.plan import detection
+from pol.proof.challenge import Draws, miss
 from pol.proof.policy import Policy
 from pol.proof.report import Report
-from pol.proof.screens import suspects
-from pol.store import ProofDirectory
-from pol.verifier import authenticate, bind, screening, shape
-from pol.verifier.case import Case
 
 SURE = 1 - 5e-6
 """Probability of an interval: of a thousand benches with a hundred attacks, and two intervals for each, one calls a
@@ -35,30 +30,17 @@ class Lookup:
 
     def __init__(self, proof: Path, policy: Policy, replayed: Report) -> None:
         assert replayed.draws is not None
-        self._challenge, self._each = policy.challenge, policy.rule == "tolerance"
         self.intervals = replayed.draws.intervals
         self.forged = {result.index for result in replayed.intervals if result.status == "failed"}
-        self._case = case = examined(proof, policy)
-        spec = case.genesis.spec
-        self._resumed = [step // spec.every for step in case.journal.resumes if 0 < step < spec.steps]
-        self._suspects = suspects(case.screens)
+        self._known = Foresight(seen(proof, policy))
 
     def draws(self, nonce: bytes) -> Draws:
         """The challenge of one nonce."""
-        case = self._case
-        return draw(self._challenge, case.attestation_digest, nonce, case.windows, self._resumed, self._suspects)
+        return self._known.draws(nonce)
 
     def meets(self, chosen: Iterable[int]) -> bool:
         """Whether the replay for these intervals reaches a forged one."""
-        found = spans(self._case.windows, chosen, each=self._each)
-        return any(self.forged & set(range(first, last + 1)) for first, last in found)
-
-    def predicted(self) -> float:
-        """Probability that a challenge meets one."""
-        screened = self._suspects[: self._challenge.screened] if self._challenge.strategy == "mix" else []
-        if self.meets(screened):
-            return 1.0
-        return detection(self._challenge, self._case.windows, self._resumed, self.forged, each=self._each)
+        return self._known.meets(chosen, self.forged)
 
     def measure(self, draws: int) -> Detection | None:
         """How often so many challenges meet one; None where nothing is forged."""
@@ -69,7 +51,10 @@ class Lookup:
             drawn = self.draws(hashlib.sha256(b"pol bench" + number.to_bytes(8, "big")).digest())
             met += self.meets(drawn.all())
             uniform += bool(self.forged & set(drawn.uniform))
-        predicted, by_uniform = self.predicted(), 1 - miss(self.intervals, len(self.forged), len(drawn.uniform))
+        predicted, by_uniform = (
+            self._known.probability(self.forged),
+            1 - miss(self.intervals, len(self.forged), len(drawn.uniform)),
+        )
         (low, high), (uniform_low, uniform_high) = (_interval(draws, p) for p in (predicted, by_uniform))
         return Detection(
             forged=len(self.forged),
@@ -101,13 +86,3 @@ def is_complete(report: Report) -> bool:
         and len(report.intervals) == report.draws.intervals
         and all(result.status in ("passed", "failed") for result in report.intervals)
     )
-
-
-def examined(proof: Path, policy: Policy) -> Case:
-    """A proof that passed the first four steps, read once more as far as the draws need it."""
-    unscreened = msgspec.structs.replace(policy, procedure="eight-steps")
-    case = Case(ProofDirectory(proof), unscreened, None, bytes(32), lambda *_: None)
-    for checks in (authenticate.envelopes, authenticate.contents, bind.files, shape.measured, screening.look):
-        for _ in checks(case):
-            pass
-    return case

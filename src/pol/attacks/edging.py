@@ -29,6 +29,9 @@ from pol.verifier.tolerance import largest
 BLOCKS = 4
 """Parts of a run whose direction is tried both ways: a push may be turned round by what comes after it."""
 
+LEAST = 0.1
+"""Of a limit: where rounding takes more, nothing is pushed."""
+
 Make = Callable[[Workshop, Path], None]
 
 
@@ -89,13 +92,7 @@ def _run(
         if limits is None:
             return end
         sign = signs[min(BLOCKS - 1, BLOCKS * (step - 1) // forger.steps)]
-        moved = end.double() != start.double()  # what stands still is compared bit for bit
-        way = torch.where(moved, aim[key].double() - end.double(), 0.0)
-        room = SHARE * limit(limits, key, start, end)
-        length = float(way.norm())
-        moved_on = (end.double() + sign * way * min(1.0, room / length if length else 0.0)).to(end.dtype)
-        # Where a limit is less than the rounding of a weight, no push is within it.
-        return moved_on if float((moved_on.double() - end.double()).norm()) <= room / SHARE else end
+        return pushed(limits, key, start, end, sign * (aim[key].double() - end.double()), most=1.0)
 
     steered(workshop, forger, move)
     last = _parameters(forger.states[forger.steps])
@@ -108,6 +105,33 @@ def limit(limits: Limits, key: str, start: torch.Tensor, end: torch.Tensor) -> f
     dtype = {torch.float64: "F64"}.get(end.dtype, "F32")
     entry = Entry(kind=kind, name=name, dtype=dtype, shape=list(end.shape))
     return largest(limits, entry, float((end.double() - start.double()).norm()), float(start.double().norm()))
+
+
+def pushed(
+    limits: Limits, key: str, start: torch.Tensor, end: torch.Tensor, way: torch.Tensor, *, most: float = math.inf
+) -> torch.Tensor:
+    """The honest end of an interval, moved along a way as far as the limit of the tensor lets it.
+
+    Elements that stand still stay, since they are compared bit for bit. Where rounding takes more than the limit, less
+    is tried, and at last nothing.
+
+    Args:
+        limits: In force.
+        key: Of the tensor.
+        start: Its values at the start of the interval.
+        end: At the honest end.
+        way: Where it should go.
+        most: Largest multiple of the way.
+    """
+    room, share = limit(limits, key, start, end), SHARE
+    way = torch.where(end == start, 0.0, way.double())
+    length = float(way.norm())
+    while length and share > LEAST:
+        found = (end.double() + way * min(most, share * room / length)).to(end.dtype)
+        if float((found.double() - end.double()).norm()) <= room:
+            return found
+        share /= 2
+    return end
 
 
 def _parameters(state: State) -> dict[str, torch.Tensor]:

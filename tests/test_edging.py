@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from factory import PLAIN, TOLERANCE, check, known_key, same_every_time
-from pol.attacks import adaptive
+from pol.attacks import edging
 from pol.attacks.attack import Attack
 from pol.errors import UsageError
 from pol.profile import Profile
@@ -33,7 +33,7 @@ AMPLE = Limits(relative=1.0, absolute=1e-3)
 @functools.cache
 def target(recipe):
     """The model to steal, of single steps."""
-    out = Path(tempfile.mkdtemp(prefix="pol-adaptive-")) / "proof"
+    out = Path(tempfile.mkdtemp(prefix="pol-edging-")) / "proof"
     options = {"every": 1, "keep": 1, "rule": "tolerance", "profile": Profile(threads=1), "executor": InProcess()}
     with same_every_time("target"):
         record(recipe, out, key=known_key(1), **options)
@@ -52,9 +52,9 @@ def forged(recipe, make, *given):
 
 
 def _forged(recipe, make, *given):
-    out = Path(tempfile.mkdtemp(prefix="pol-adaptive-")) / "out"
-    with same_every_time("adaptive"):
-        attack = Attack("adaptive", "as far as the limits allow", "thief", make(*given))
+    out = Path(tempfile.mkdtemp(prefix="pol-edging-")) / "out"
+    with same_every_time("edging"):
+        attack = Attack("edging", "as far as the limits allow", "thief", make(*given))
         return attack.forge(target(recipe), out, known_key(2), recipe, InProcess()).path
 
 
@@ -82,8 +82,8 @@ def judged(path, recipe, limits):
 @pytest.mark.parametrize("recipe", [PLAIN, ADAM])
 @pytest.mark.parametrize("limits", [pytest.param(TIGHT, marks=pytest.mark.slow), TOLERANCE.limits])
 def test_a_drawn_run_is_accepted_and_gains_less_than_the_budget(recipe, limits):
-    path = forged(recipe, adaptive.drifting_within, limits)
-    honest = forged(recipe, adaptive.drifting_within, None)
+    path = forged(recipe, edging.drifting_within, limits)
+    honest = forged(recipe, edging.drifting_within, None)
     report = judged(path, recipe, limits)
     assert report.verdict is Verdict.ACCEPT, report.reason()
     assert any(result.deviation.error > 0.5 * result.deviation.limit for result in report.intervals)
@@ -93,25 +93,25 @@ def test_a_drawn_run_is_accepted_and_gains_less_than_the_budget(recipe, limits):
 
 @pytest.mark.parametrize("limits", [LOOSE, AMPLE])
 def test_where_it_could_gain_more_nothing_is_accepted(limits, monkeypatch):
-    path = forged(PLAIN, adaptive.drifting_within, limits)
+    path = forged(PLAIN, edging.drifting_within, limits)
     report = judged(path, PLAIN, limits)
     assert report.verdict is Verdict.INCONCLUSIVE
     assert "a forger could drift that far unseen" in report.reason()
     monkeypatch.setattr(eight, "SHAPE", tuple(check for check in eight.SHAPE if check is not drift.beforehand))
     monkeypatch.setattr(drift, "afterwards", lambda _: iter(()))
     assert judged(path, PLAIN, limits).verdict is Verdict.ACCEPT
-    assert gain(PLAIN, path, forged(PLAIN, adaptive.drifting_within, None)) > 0.01
+    assert gain(PLAIN, path, forged(PLAIN, edging.drifting_within, None)) > 0.01
 
 
 @pytest.mark.slow
 def test_the_settings_that_leave_the_most_gain_less_than_the_budget():
     """A19 with any rate, decay and momentum that the bounds take."""
     limits, bounds = TOLERANCE.limits, TOLERANCE.bounds
-    path = forged(PLAIN, adaptive.amplified_within, limits, bounds)
+    path = forged(PLAIN, edging.amplified_within, limits, bounds)
     report = check(path, PLAIN, policy=msgspec.structs.replace(TOLERANCE, bounds=bounds))
     assert report.verdict is Verdict.ACCEPT, report.reason()
     assert report.drift.bound / report.drift.distance > 0.005  # it did find settings that leave much
-    honest = forged(PLAIN, functools.partial(adaptive.amplified_within, push=False), limits, bounds)
+    honest = forged(PLAIN, functools.partial(edging.amplified_within, push=False), limits, bounds)
     assert weights(honest, 0).keys() == weights(path, 0).keys()
     assert apart(weights(honest, 0), weights(path, 0)) == 0  # one genesis
     # Less than the budget, though more than the sum of the pushes (0.7 %): what comes after them makes them larger.
@@ -121,7 +121,7 @@ def test_the_settings_that_leave_the_most_gain_less_than_the_budget():
 def test_without_bounds_and_budget_the_same_program_goes_anywhere():
     """What bounds and budget are for: a decay that turns the weights over, relative limits alone."""
     limits = Limits(relative=1e-2, absolute=1e3, drift=1e300)
-    path = forged(PLAIN, adaptive.amplified_within, limits, Bounds(), 1)
+    path = forged(PLAIN, edging.amplified_within, limits, Bounds(), 1)
     report = judged(path, PLAIN, limits)
     assert report.verdict is Verdict.ACCEPT, report.reason()
     assert report.drift.bound > 0.05 * report.drift.distance
@@ -129,12 +129,12 @@ def test_without_bounds_and_budget_the_same_program_goes_anywhere():
 
 def test_an_attack_on_settings_needs_settings():
     with pytest.raises(UsageError, match="the recipe has no such arguments"):
-        forged(ADAM, adaptive.amplified_within, TIGHT, Bounds())
+        forged(ADAM, edging.amplified_within, TIGHT, Bounds())
 
 
 def test_without_settings_within_the_budget_nothing_is_forged():
     with pytest.raises(UsageError, match="no settings were found"):
-        forged(PLAIN, adaptive.amplified_within, LOOSE, Bounds(learning_rate=1e-6), 2)
+        forged(PLAIN, edging.amplified_within, LOOSE, Bounds(learning_rate=1e-6), 2)
 
 
 @pytest.mark.parametrize(("draws", "stands"), [(drift.ENOUGH - 1, False), (drift.ENOUGH, True)])
