@@ -10,6 +10,7 @@ from pol.declaration import External
 from pol.messages import Program
 from pol.replay import compiling, sources
 from pol.replay import recipe as recipes
+from pol.replay.opened import Dataset
 from pol.replay.openings import FileWatch
 from pol.replay.randomness import Streams
 from pol.replay.recipe import Recipe
@@ -19,10 +20,15 @@ class Entry:
     """Makes the recipe of a program, each time as in a fresh process.
 
     Generators carry the init stream before the recipe is imported, which happens once, and again before it is made.
+
+    Args:
+        program: What is entered.
+        dataset: Where the dataset is kept from one entry to the next; None: each opens its own.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, dataset: Dataset | None = None) -> None:
         self.program = program
+        self._dataset = dataset
         self.streams = Streams(bytes.fromhex(program.seed))
         self.sources = sources.local_sources(program.reference)
         for name in self.sources:  # of an earlier job in this process; our own modules draw nothing at import
@@ -46,6 +52,8 @@ class Entry:
         self._begin()  # anew: some libraries draw when they are first imported
         made = recipes.make(self._recipe, self.program.configuration)
         self.configuration = {key: canonical.tag(value, key) for key, value in made.configuration.items()}
+        if self._dataset is not None:
+            self._dataset.lend(made)
         return made
 
     def _begin(self) -> None:

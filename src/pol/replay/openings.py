@@ -56,6 +56,11 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
         _active[-1].add(os.path.abspath(path))
 
 
+def watching() -> bool:
+    """Whether what is opened now is noted."""
+    return bool(_active)
+
+
 class FileWatch:
     """The files opened for reading between ``start`` and ``stop``, except imported code and installed packages.
 
