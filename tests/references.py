@@ -5,3 +5,4 @@ from pathlib import Path
 RECIPE = f"{Path(__file__).parent / 'recipes' / 'toy.py'}:Toy"
 PLAIN = f"{Path(__file__).parent / 'recipes' / 'plain.py'}:Plain"
 LONGER = f"{Path(__file__).parent / 'recipes' / 'longer.py'}:Longer"
+OPENING = Path(__file__).parent / "recipes" / "opening.py"

@@ -1,7 +1,9 @@
 """A replay that several processes share finds what one finds: the same report, whatever is forged and whoever fails."""
 
 import itertools
+import os
 import random
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,14 +11,19 @@ import pytest
 from factory import NONCE, TOLERANCE, factory, forge
 from pol.attacks.tampering import _plant
 from pol.auditor import LocalAuditor
+from pol.cli import main
 from pol.errors import StoreError, UsageError
+from pol.executors.local import LocalProcess
 from pol.executors.sharing import deal, in_order, merged
+from pol.keys import SigningKey
 from pol.messages import Failed, Finished, Opened, Recorded, Replay, Segment, Stepped
+from pol.profile import Profile
 from pol.proof.policy import Challenge, Policy
 from pol.proof.report import Verdict
+from pol.prover import record
 from pol.replay.inprocess import InProcess
 from pol.verifier import verify
-from references import RECIPE
+from references import OPENING, RECIPE
 
 INTERVALS = 5
 JOBS = (1, 2, 3)
@@ -341,3 +348,91 @@ def test_somebody_has_to_do_it(jobs):
 def test_an_auditor_has_its_own_number():
     with pytest.raises(UsageError, match="to the auditor that you bring"), LocalAuditor(RECIPE) as auditor:
         verify(factory().proof(), auditor=auditor, jobs=2)
+
+
+# -- processes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ending(tmp_path_factory):
+    """(reference, proof, the file that says how its process ends); eight intervals."""
+    folder = tmp_path_factory.mktemp("ending")
+    recipe, odd = f"{OPENING}:Ending", folder / "odd"
+    settings = {"notes": str(folder / "notes"), "odd": str(odd)}
+    options = {"every": 1, "profile": Profile(threads=1), "executor": InProcess(), "settings": settings}
+    record(recipe, folder / "proof", key=SigningKey.generate(), **options)
+    return recipe, folder / "proof", odd
+
+
+def processes(recipe, proof, jobs, **options):
+    """A verification by real processes, none of which is left."""
+    before = children()
+    try:
+        report = verify(proof, recipe=recipe, jobs=jobs, nonce=NONCE, **options)
+    finally:
+        assert children() == before
+    return msgspec.structs.replace(report, seconds=0.0)
+
+
+def children():
+    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["", "kill once", "kill the parent once"])
+def test_processes_accept_what_one_accepts(ending, act):
+    recipe, proof, odd = ending
+    reports = []
+    for jobs in (1, 3):
+        if act:
+            odd.write_text(act)
+        reports.append(processes(recipe, proof, jobs))
+        assert not odd.exists()
+    assert reports[0].verdict is Verdict.ACCEPT, reports[0].reason()
+    assert reports[0] == reports[1] == audit(proof, 1, recipe=recipe)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "words"), [("kill", "was killed by signal 9"), ("kill the parent", "ended without an answer")]
+)
+def test_processes_reject_what_one_rejects(ending, act, words):
+    recipe, proof, odd = ending
+    odd.write_text(act)
+    try:
+        one, three = (processes(recipe, proof, jobs) for jobs in (1, 3))
+    finally:
+        odd.unlink()
+    assert one.verdict is Verdict.REJECT
+    assert words in one.reason()
+    assert sum(result.status == "failed" for result in one.intervals) == 2  # one in each epoch
+    assert one == three
+
+
+@pytest.mark.slow
+def test_an_interrupted_verification_leaves_no_process(ending, monkeypatch):
+    """One that would never end among them."""
+    recipe, proof, odd = ending
+    received = LocalProcess.receive
+
+    def interrupted(process):
+        events = received(process)
+        if any(isinstance(event, Recorded) for event in events):
+            raise KeyboardInterrupt
+        return events
+
+    monkeypatch.setattr(LocalProcess, "receive", interrupted)
+    odd.write_text("wait")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            processes(recipe, proof, 2)
+    finally:
+        odd.unlink()
+
+
+@pytest.mark.slow
+def test_the_command(ending, capsys):
+    recipe, proof, _ = ending
+    assert main(["verify", str(proof), "--recipe", recipe, "--jobs", "2"]) == 0
+    assert "ACCEPT" in capsys.readouterr().out
+    assert main(["verify", str(proof), "--recipe", recipe, "--jobs", "0"]) == 3
