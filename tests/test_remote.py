@@ -299,6 +299,21 @@ def test_a_state_that_is_lost_here_comes_from_there(flaky, recorded, process, tm
     accepted(flaky)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_state_that_another_process_wrote_in_other_bytes(same, flaky, recorded, process, tmp_path):
+    """Sizes agree, and the log of the working folder is the longer one: it is copied again. Else once is enough."""
+    work, name = tmp_path / "work", "checkpoints/000000000004.safetensors"
+    with pytest.raises(Killed):
+        recorded(flaky, executor=Cut(process, 6, lambda: settle(flaky, 8)), work=work)
+    if not same:
+        put(flaky, ".recording", b"0" * 64)
+        put(flaky, name, bytes((work / name).stat().st_size))
+    Flaky.log.clear()
+    recorded(flaky, resume=True, work=work)
+    assert any(name in path for operation, path in Flaky.log if operation == "put") is not same
+    accepted(flaky)
+
+
 def settle(url, step):
     """Wait until the state after ``step`` steps, and the line that names it, are at a URL."""
     until = time.monotonic() + 60

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from pol.errors import FormatError, StoreError, UsageError
@@ -23,8 +23,8 @@ from pol.store import ATTESTATION, CHECKPOINTS, FILES, JOURNAL, LOCK, LOG, check
 PAUSE = 30.0
 """Seconds until a place that could not be reached is tried again, while the training goes on."""
 
-MAX_TOKEN = 64
-"""Bytes of the token that says who records."""
+TOKEN = 64
+"""Bytes of the token that says who records: in the lock of the working folder, and at the place."""
 
 
 class Mirror:
@@ -43,7 +43,7 @@ class Mirror:
         """
         self.place, self.folder = Place(url, sleep=self._nap), folder
         self._warn = warn
-        self._token = secrets.token_hex(MAX_TOKEN // 2).encode()
+        self._token = b""
         self._there: dict[str, int] = {}
         self._due: deque[tuple[str, int]] = deque()  # names alone: the bytes are in the working folder
         self._unlogged = 0
@@ -64,15 +64,27 @@ class Mirror:
         if self._thread.is_alive():
             self._thread.join()
 
-    def begin(self, there: dict[str, int]) -> None:
-        """Take the place over, where files of the sizes ``there`` are, and begin to copy.
+    def begin(self, found: dict[str, int], fetched: Collection[str] = ()) -> None:
+        """Take the place over, and begin to copy.
+
+        A file there is taken for the one in the working folder if it has its size and was ``fetched`` just now, or if
+        nobody else has recorded there since: another process may have written the same state in other bytes.
+
+        Args:
+            found: Name and size of what is there.
+            fetched: What of it has been copied from there into the working folder just now.
 
         Raises:
             StoreError: nothing can be written there.
         """
-        self._there = there
+        lock = self.folder / LOCK
+        own = lock.read_bytes() if lock.exists() else b""
+        same = len(own) == TOKEN and found.get(LOCK) == TOKEN and self.place.read(LOCK, 0, TOKEN) == own
+        self._there = {name: size for name, size in found.items() if same or name in fetched}
+        self._token = own if same else secrets.token_hex(TOKEN // 2).encode()
+        lock.write_bytes(self._token)
         self.place.write(self._token, LOCK)
-        for name in there:
+        for name in found:
             if name.endswith(".tmp"):
                 self.place.remove(name)
         self._thread.start()

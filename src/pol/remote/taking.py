@@ -38,7 +38,7 @@ def take_up(mirror: Mirror, progress: Progress, *, resume: bool) -> None:
         raise UsageError(f"{url} is not empty: give a new URL, or --resume to go on with an unfinished recording")
     if ATTESTATION in there and LOCK not in there:
         raise UsageError(f"{url} holds a complete proof already: there is nothing to resume")
-    begun = (folder / GENESIS).exists()
+    begun, brought = (folder / GENESIS).exists(), set[str]()
     if resume and not begun and GENESIS not in there and not there:
         raise UsageError(f"{url}: there is no recording to resume")
     if GENESIS in there:
@@ -49,8 +49,10 @@ def take_up(mirror: Mirror, progress: Progress, *, resume: bool) -> None:
         if LOG in there and _lines(folder) < _lines_there(fetched):
             for name in (JOURNAL, LOG):  # those at the URL go on further
                 (folder / name).unlink(missing_ok=True)
+        before = ProofDirectory(folder).sizes().keys()
         fetched.bring()
-    mirror.begin(there)
+        brought = ProofDirectory(folder).sizes().keys() - before
+    mirror.begin(there, brought)
 
 
 def _lines(folder: Path) -> int:
