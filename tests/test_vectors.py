@@ -30,6 +30,9 @@ REPLAYED = [name for name, bad in BAD.items() if bad["step"] > 4]
 class Torchless(LocalAuditor):
     """An auditor on a machine without torch: it knows the recipe's sources and can train nothing."""
 
+    def prepare(self, profile):
+        """There is nothing to start."""
+
     def _run(self, job):
         yield Failed(kind="ReplayError", message="there is no torch here")
 
