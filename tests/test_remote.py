@@ -1,11 +1,13 @@
 """Proofs at a URL: in memory, in a folder, and on a server that speaks S3."""
 
+import collections
 import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -76,6 +78,9 @@ def server():
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     address = next(line.split()[-1] for line in process.stderr if "Running on" in line)
+    # It says every request: a full pipe would stop it.
+    reading = threading.Thread(target=collections.deque, args=(process.stderr, 0), daemon=True)
+    reading.start()
     given = {"AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
     given |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing"}
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +90,9 @@ def server():
         system.mkdir("bucket")
         yield "s3://bucket"
     process.kill()
-    process.communicate()
+    process.wait()
+    reading.join()
+    process.stderr.close()
 
 
 @pytest.fixture(params=["memory", "file", "s3"])
