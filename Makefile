@@ -47,7 +47,7 @@ format: .venv/.stamp ## Format and fix what ruff can fix
 vectors: .venv/.stamp ## Make the golden proofs under tests/vectors again
 	@$(BIN)/python tests/vectors/generate.py
 
-bench: .venv/.stamp ## Run the benchmarks, 25 minutes; with ResNet-20: DATA=cifar.npz
+bench: .venv/.stamp ## Run the benchmarks, about half an hour; with ResNet-20: DATA=cifar.npz
 	@$(BIN)/python -m benchmarks $(if $(DATA),--data $(DATA))
 
 clean: ## Remove .venv and every cache

@@ -84,9 +84,22 @@ HUGE = b"\x28\xb5\x2f\xfd\xe0" + (1 << 60).to_bytes(8, "little") + b"\x01\x00\x0
 """A frame that says it holds an exabyte (RFC 8878, section 3.1.1.1)."""
 
 
+def wide(power):
+    """A megabyte of zeros as a frame whose window is 2 to the ``power`` (RFC 8878, section 3.1.1.1.2)."""
+    head = b"\x28\xb5\x2f\xfd\x80" + bytes([(power - 10) << 3]) + BLOCK.to_bytes(4, "little")
+    repeated = [(131072 << 3 | 1 << 1 | (number == 7)).to_bytes(3, "little") + b"\x00" for number in range(8)]
+    return head + b"".join(repeated)
+
+
+def test_a_frame_may_have_a_window_of_a_block():
+    assert packing.unpack_block(wide(20), BLOCK, 4) == bytes(BLOCK)
+
+
 @pytest.mark.parametrize(
     ("block", "message"),
     [
+        (wide(21), "a window of 2097152 bytes"),
+        (wide(27), "a window of"),
         (frame(bytes(BLOCK - 8)), "instead of"),
         (frame(bytes(BLOCK + 8)), "instead of"),
         (frame(bytes(BLOCK)) + b"x", "not packed content"),

@@ -96,7 +96,7 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What was being written when a recording in a folder was killed: by us, and by safetensors under its own names."""
+    """What was being written when a recording in a folder was killed: by us, or an earlier version of us."""
     return sorted(file for folder in (path, path / CHECKPOINTS) for file in folder.glob("*") if _unfinished(file))
 
 

@@ -10,14 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pol import canonical
 from pol.doctor.diagnosis import Answer, Check, Diagnosis, Finding, Site, Suspect
 from pol.doctor.examining import Examination
 from pol.errors import UsageError
 from pol.executors.local import Executor
 from pol.profile import Profile
 from pol.prover import Progress, available_cores
-from pol.replay.recipe import Recipe, reference_of, split_reference
+from pol.replay.recipe import Recipe, referred, split_reference
 
 __all__ = ["EVERY", "INTERVALS", "Answer", "Check", "Diagnosis", "Finding", "Site", "Suspect", "examine"]
 
@@ -56,16 +55,10 @@ def examine(
     """
     if every < 1 or intervals < 1:
         raise UsageError(f"every={every} and intervals={intervals} must be at least 1")
-    if isinstance(recipe, Recipe):
-        if settings is not None:
-            raise UsageError("settings go with a recipe given by reference; this recipe already has its arguments")
-        reference, settings = reference_of(recipe), recipe.configuration
-    else:
-        reference = recipe
+    reference, tagged = referred(recipe, settings)
     where, _ = split_reference(reference)
     if where.endswith(".py"):
         reference = f"{Path(where).resolve()}:{split_reference(reference)[1]}"
-    tagged = {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
     chosen = profile or Profile(threads=available_cores())
     began = time.monotonic()
     found = Examination(

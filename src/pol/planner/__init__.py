@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from pol import canonical
 from pol.errors import UsageError
 from pol.executors.local import Executor
 from pol.planner.measuring import watch
@@ -29,7 +28,7 @@ from pol.proof.foresight import (
 )  # fmt: skip
 from pol.proof.policy import EXACT, Policy, check_policy
 from pol.prover import Progress, available_cores
-from pol.replay.recipe import Recipe, reference_of, split_reference
+from pol.replay.recipe import Recipe, referred
 
 SECONDS = 10.0
 """For how long steps are taken, if the least number of them is done: enough for forty steps of a small network on two
@@ -79,14 +78,7 @@ def plan(
     check_bounds(max_overhead, max_bytes)
     if any(number is not None and number < 1 for number in (every, keep)):
         raise UsageError(f"every={every} and keep={keep} must be at least 1")
-    if isinstance(recipe, Recipe):
-        if settings is not None:
-            raise UsageError("settings go with a recipe given by reference; this recipe already has its arguments")
-        reference, settings = reference_of(recipe), recipe.configuration
-    else:
-        reference = recipe
-    split_reference(reference)
-    tagged = {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
+    reference, tagged = referred(recipe, settings)
     chosen = profile or Profile(threads=available_cores())
     load = _load()
     budget = SECONDS if seconds is None else seconds

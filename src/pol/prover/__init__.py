@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pol import canonical
 from pol.committed import attested
 from pol.digest import Digest
 from pol.errors import UsageError
@@ -36,7 +35,7 @@ from pol.remote.fetched import opened
 from pol.remote.mirror import Mirror
 from pol.remote.place import is_url
 from pol.remote.taking import working_folder
-from pol.replay.recipe import Recipe, reference_of, split_reference
+from pol.replay.recipe import Recipe, referred
 from pol.store import ATTESTATION
 
 __all__ = ["Progress", "Proof", "available_cores", "folder_of", "record"]
@@ -120,16 +119,9 @@ def record(
         raise UsageError(f"a beacon has 32 bytes (64 hexadecimal digits), not {len(beacon)}")
     if not isinstance(key, SigningKey):
         key = SigningKey.load(Path(key))
-    if isinstance(recipe, Recipe):
-        if settings is not None:
-            raise UsageError("settings go with a recipe given by reference; this recipe already has its arguments")
-        reference, settings = reference_of(recipe), recipe.configuration
-    else:
-        reference = recipe
-    split_reference(reference)
+    reference, tagged = referred(recipe, settings)
     if parent is not None and start is not None:
         raise UsageError("the first weights are those of start or of parent: give one of the two")
-    tagged = {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
     chosen = profile or Profile(threads=available_cores())
     tell = progress or (lambda *_: None)
     with contextlib.ExitStack() as stack:

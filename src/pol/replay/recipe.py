@@ -112,6 +112,22 @@ def load(reference: str) -> type[Recipe]:
     return recipe
 
 
+def referred(recipe: Recipe | str, settings: dict[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """The reference of a recipe, and its constructor arguments as tagged values.
+
+    Raises:
+        UsageError: no fresh process can import it, or it has its arguments already.
+    """
+    if isinstance(recipe, Recipe):
+        if settings is not None:
+            raise UsageError("settings go with a recipe given by reference; this recipe already has its arguments")
+        reference, settings = reference_of(recipe), recipe.configuration
+    else:
+        reference = recipe
+    split_reference(reference)
+    return reference, {name: canonical.tag(value, name) for name, value in (settings or {}).items()}
+
+
 def reference_of(recipe: Recipe) -> str:
     """The reference under which a fresh process can import the class of ``recipe``.
 
