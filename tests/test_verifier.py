@@ -81,13 +81,18 @@ def test_a_nonce_makes_the_challenge_repeatable(long_proof):
         # its window, a weighted one also the window before.
         (Challenge(strategy="uniform", uniform=1), 6, 8),
         (Challenge(strategy="size-weighted", weighted=1), 6, 10),
-        (Challenge(strategy="top-q", top=1), 6 + 20, 6 + 20 * 2 * 4),
+        # Of each of 20 strata of five windows, the largest of each kind of state: one to three, with what comes before.
+        (Challenge(strategy="top-q", top=1), 6 + 20, 200),
     ],
 )
 def test_strategies_cost_what_they_should(long_proof, challenge, least, most):
     report = check(long_proof, Policy(challenge=challenge), nonce=bytes(32))
     assert report.verdict is Verdict.ACCEPT
     assert least <= len(report.intervals) <= most
+    drawn = report.draws.all()
+    assert {result.index for result in report.intervals} == {i for d in drawn for i in range(d // 2 * 2, d + 1)}
+    if challenge.strategy == "top-q":
+        assert {index // 10 for index in report.draws.top} == set(range(20))
 
 
 def test_who_signed(long_proof, key):
