@@ -62,8 +62,9 @@ def blake3_chunks(chunks: Iterable[bytes]) -> bytes:
 
 def blake3_bytes(data: bytes | memoryview) -> bytes:
     """BLAKE3-256 of tensor content: 32 raw bytes."""
-    threads = _blake3.blake3.AUTO if len(data) >= _PARALLEL_FROM else 1
-    return _blake3.blake3(data, max_threads=threads).digest()
+    if len(data) < _PARALLEL_FROM:
+        return _blake3.blake3(data).digest()
+    return _blake3.blake3(data, max_threads=_blake3.blake3.AUTO).digest()
 
 
 def raw(digest: str) -> bytes:

@@ -53,7 +53,7 @@ def write_checkpoint(file: BinaryIO, contents: Sequence[Content]) -> None:
     file.write((begin - 8).to_bytes(8, "little") + header.ljust(begin - 8))
 
 
-def _order(one: Content) -> tuple[int, tuple[bytes, bytes]]:
+def _order(one: Content) -> tuple[int, tuple[str, str]]:
     """Large elements first: readers of safetensors want each tensor aligned to its own."""
     return -DTYPES[one.entry.dtype], one.entry.order()
 

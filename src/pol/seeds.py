@@ -62,5 +62,9 @@ class Stream:
         # The same bytes as frame(name, *numbers), in one go: an address is needed for every sample of a training.
         framed = self._names.get(name) or self._names.setdefault(name, frame(name))
         prefixed = [word for number in numbers for word in (8, number)]
-        address = framed + struct.pack(f">{len(prefixed)}Q", *prefixed)
+        address = framed + _WORDS[len(numbers)].pack(*prefixed)
         return blake3(address, key=self._key).digest(length)
+
+
+_WORDS = [struct.Struct(f">{2 * count}Q") for count in range(4)]
+"""Of no more than three numbers: nothing is addressed by more."""

@@ -7,9 +7,11 @@ the BLAKE3-256 of the tensor's row-major little-endian bytes. In a checkpoint fi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from operator import itemgetter
 from typing import Annotated
 
 import msgspec
@@ -39,8 +41,8 @@ MAX_RANK = 64
 """Most dimensions of a tensor: torch's own limit."""
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of a state, without its content."""
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
+    """One entry of a state, without its content. What follows from it alone is made once: it stands in every state."""
 
     kind: str
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -51,19 +53,25 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.kind not in KINDS or self.dtype not in DTYPES or len(self.shape) > MAX_RANK:
             raise ValueError(f"state entry {self.name!r}: unknown kind {self.kind!r}, dtype {self.dtype!r} or rank")
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Name of the tensor in a checkpoint file."""
         return f"{self.kind}/{self.name}"
+
+    @functools.cached_property
+    def framed(self) -> bytes:
+        """What stands before the content in the frame of its leaf."""
+        shape = b"".join(size.to_bytes(8, "big") for size in self.shape)
+        return frame("pol/v1/state-entry", self.kind.encode(), self.name.encode(), self.dtype.encode(), shape)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the content."""
         return math.prod(self.shape) * DTYPES[self.dtype]
 
-    def order(self) -> tuple[bytes, bytes]:
-        """Sort key of the state tree."""
-        return self.kind.encode(), self.name.encode()
+    def order(self) -> tuple[str, str]:
+        """Sort key of the state tree: text sorts by code point, which is how its UTF-8 bytes sort."""
+        return self.kind, self.name
 
 
 class StateRoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,9 +83,7 @@ class StateRoot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def entry_leaf(entry: Entry, content: bytes) -> bytes:
     """Leaf hash of an entry whose tensor bytes have BLAKE3-256 ``content``."""
-    shape = b"".join(size.to_bytes(8, "big") for size in entry.shape)
-    parts = (entry.kind.encode(), entry.name.encode(), entry.dtype.encode(), shape, content)
-    return leaf_hash(frame("pol/v1/state-entry", *parts))
+    return leaf_hash(entry.framed + len(content).to_bytes(8, "big") + content)
 
 
 def base_root(contents: Iterable[tuple[str, str, Sequence[int], bytes]]) -> Root:
@@ -98,11 +104,11 @@ def state_root(contents: Iterable[tuple[Entry, bytes]]) -> StateRoot:
     Raises:
         FormatError: two entries have one kind and name.
     """
-    ordered = sorted(contents, key=lambda pair: pair[0].order())
-    for (a, _), (b, _) in pairwise(ordered):
-        if a.order() == b.order():
-            raise FormatError(f"state entry {a.key!r} appears twice")
-    leaves = [(entry.kind, entry_leaf(entry, content)) for entry, content in ordered]
+    ordered = sorted(((entry.order(), entry, content) for entry, content in contents), key=itemgetter(0))
+    for (a, entry, _), (b, _, _) in pairwise(ordered):
+        if a == b:
+            raise FormatError(f"state entry {entry.key!r} appears twice")
+    leaves = [(entry.kind, entry_leaf(entry, content)) for _, entry, content in ordered]
     return StateRoot(
         state=tree([leaf for _, leaf in leaves]),
         weights=tree([leaf for kind, leaf in leaves if kind in WEIGHTS]),
