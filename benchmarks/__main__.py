@@ -125,6 +125,7 @@ def _made(options: argparse.Namespace, started: str, load: float) -> Made:
         command=" ".join(words), started=started, pol=__version__, python=platform.python_version(),
         torch=str(torch.__version__), processor=page.processor(), system=platform.system(), cores=os.cpu_count() or 1,
         threads=options.threads, load_before=load, load_after=os.getloadavg()[0], quick=options.quick,
+        code=code()[:16],
     )  # fmt: skip
 
 

@@ -43,6 +43,11 @@ class Schedule(msgspec.Struct, frozen=True):
         return self.warm + self.cycles * sum(steps for arm, steps in self.cycle if arm == RECORDER)
 
     @property
+    def key(self) -> str:
+        """Names it among those of a case."""
+        return f"k={self.every},K={self.keep}"
+
+    @property
     def kept(self) -> str:
         """K in words."""
         return "first and last" if self.keep == LAST else f"K = {self.keep}"

@@ -19,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from benchmarks import audits
+from benchmarks import audits, planned
 from benchmarks.cases import BARE, METHOD2021, RECORDER, SHA256, Case, Schedule
-from benchmarks.result import Audit, Hashing, Measured, Memory, Recording, Spread, convert
+from benchmarks.result import Audit, Hashing, Measured, Memory, Planned, Recording, Spread, convert
 from pol.keys import SigningKey
 from pol.profile import Profile, environment
 from pol.prover import record
@@ -72,6 +72,7 @@ def units(case: Case, options: Options) -> list[Unit]:
         *(_recorded(case, schedule, options) for schedule in case.schedules),
         Unit("memory", f"{case.title}: memory", 40 + 40 * case.step, lambda: _memory(case, options)),
     ]
+    found.append(Unit("planned", f"{case.title}: what pol plan says", 60.0, lambda: _planned(case, options)))
     if case.audit:
         seconds = START + 4.5 * case.audit * AUDITED_EVERY * case.step * 1.6  # one thread instead of two
         title = f"{case.title}: audit of {case.audit} intervals"
@@ -82,8 +83,7 @@ def units(case: Case, options: Options) -> list[Unit]:
 def _recorded(case: Case, schedule: Schedule, options: Options) -> Unit:
     title = f"{case.title}: k = {schedule.every}, {schedule.kept}"
     steps = schedule.warm + schedule.cycles * sum(steps for _, steps in schedule.cycle)
-    key = f"k={schedule.every},K={schedule.keep}"
-    return Unit(key, title, START + 1.15 * steps * case.step, lambda: _recording(case, schedule, options))
+    return Unit(schedule.key, title, START + 1.15 * steps * case.step, lambda: _recording(case, schedule, options))
 
 
 class Kept:
@@ -169,7 +169,7 @@ def measured(case: Case, made: Any, found: dict[str, Any]) -> Measured:
     return Measured(
         case=case.name, title=case.title, made=made, recordings=msgspec.convert(recordings, list[Recording]),
         memory=msgspec.convert(found["memory"], Memory), audit=None if audit is None else msgspec.convert(audit, Audit),
-        hashing=msgspec.convert(found["hashing"], Hashing),
+        hashing=msgspec.convert(found["hashing"], Hashing), planned=msgspec.convert(found["planned"], Planned),
     )  # fmt: skip
 
 
@@ -193,6 +193,14 @@ def _blocks(case: Case, schedule: Schedule, steps: int, options: Options) -> dic
             settings=_settings(case, steps, options), schedule=msgspec.to_builtins(schedule), every=schedule.every,
             keep=schedule.keep,
         )  # fmt: skip
+
+
+def _planned(case: Case, options: Options) -> Planned:
+    longest = max(schedule.steps for schedule in case.schedules) + 1
+    audited = _settings(case, case.audit * AUDITED_EVERY, options) if case.audit else None
+    return planned.planned(
+        case, _settings(case, longest, options), options.threads, audited, AUDITED_EVERY, quick=options.quick
+    )
 
 
 def _memory(case: Case, options: Options) -> Memory:

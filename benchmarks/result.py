@@ -111,6 +111,15 @@ class Audit(Value, frozen=True):
         return self.bare.median * self.intervals
 
 
+class Planned(Value, frozen=True):
+    """What ``pol plan`` said of the same training in the same minutes."""
+
+    overheads: dict[str, float]
+    """By k and K, as shares."""
+    audit: float | None
+    """Seconds of the verification of ``Audit`` with one process."""
+
+
 class Hashing(Value, frozen=True):
     """Rates in bytes per second, of one large float32 tensor."""
 
@@ -134,6 +143,8 @@ class Made(Value, frozen=True):
     load_before: float
     load_after: float
     quick: bool
+    code: str = ""
+    """Digest of the code that was measured; "" where none was noted."""
 
 
 class Measured(Value, frozen=True):
@@ -147,6 +158,8 @@ class Measured(Value, frozen=True):
     audit: Audit | None
     hashing: Hashing
     """Taken in the same minutes: the limit of what must touch every byte."""
+    planned: Planned | None = None
+    """None: measured before predictions were."""
 
 
 class Results(Value, frozen=True):

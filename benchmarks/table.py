@@ -6,7 +6,7 @@ from benchmarks import limits
 from benchmarks.cases import ARMS, BARE, LAST, METHOD2021, RECORDER
 from benchmarks.overhead import Overhead, bare_step, interval_bytes
 from benchmarks.page import row
-from benchmarks.result import Made, Measured, Recording, Results, Spread
+from benchmarks.result import Made, Measured, Planned, Recording, Results, Spread
 from benchmarks.targets import Row, arms, percent, recording, rows
 
 NOT_MEASURED = "not measured"
@@ -24,6 +24,8 @@ def markdown(results: Results, figure: str | None = None) -> str:
         parts += [f"## {measured.title}", _about(measured), costs(measured), memory(measured)]
         if measured.audit is not None:
             parts.append(audit(measured))
+        if measured.planned is not None:
+            parts.append(plans(measured, measured.planned))
         parts += [_parts(one) for one in measured.recordings]
     parts += [f"*{title}* was not measured: {why}." for title, why in results.left_out.items()]
     return "\n\n".join(parts)
@@ -45,7 +47,8 @@ def _made(title: str, made: Made) -> str:
     return (
         f"{title}: `{made.command}`, begun {made.started}, on {made.processor}, {made.cores} cores, {made.system}, "
         f"Python {made.python}, torch {made.torch}, pol {made.pol}; {made.threads} threads per training process, "
-        f"load {made.load_before:.2f} before and {made.load_after:.2f} after."
+        f"load {made.load_before:.2f} before and {made.load_after:.2f} after"
+        f"{f', code {made.code}' if made.code else ''}."
     )
 
 
@@ -152,6 +155,25 @@ def audit(measured: Measured) -> str:
         f"What does not grow with the steps of a recording took {found.one_off:.1f} s: builds, control run, self-check."
     )
     return "\n".join([*lines, "", *(limits.audit(found, int(jobs)) for jobs in found.verify), "", rest])
+
+
+def plans(measured: Measured, planned: Planned) -> str:
+    """What was said beforehand beside what was measured."""
+    head = ["`pol plan` before, and what was measured", "planned", "measured", "planned over measured"]
+    lines = [row(head), row(["---"] * len(head))]
+    for one in arms(measured):
+        said = planned.overheads.get(f"k={one.every},K={one.keep}")
+        if one.arm == RECORDER and said is not None:
+            found = one.counts.median
+            what = f"overhead, k = {one.every}, {_kept(one)}"
+            lines.append(
+                row([what, percent(said), percent(found), f"{(1 + said) / (1 + found):.3f} of the run's time"])
+            )
+    if planned.audit is not None and measured.audit is not None:
+        wall = measured.audit.verify["1"]
+        ratio = f"{planned.audit / wall:.2f}"
+        lines.append(row(["`verify`, 1 process of one thread", f"{planned.audit:.1f} s", f"{wall:.1f} s", ratio]))
+    return "\n".join(lines)
 
 
 def _parts(found: Recording) -> str:

@@ -20,7 +20,7 @@ from benchmarks import alternating, figure, hashing, loops, measure, table, targ
 from benchmarks.cases import BARE, FULL, LAST, METHOD2021, QUICK, RECORDER, SHA256, Schedule, rounds
 from benchmarks.overhead import at, bare_step, interval_bytes, overheads
 from benchmarks.parts import BESIDE, HOOK, PARTS
-from benchmarks.result import Audit, Block, Hashing, Made, Measured, Memory, Recording, Results, Spread
+from benchmarks.result import Audit, Block, Hashing, Made, Measured, Memory, Planned, Recording, Results, Spread
 from benchmarks.threads import Beside
 
 from pol.replay.engine import Frame, Position, advance
@@ -234,6 +234,7 @@ def results(*, overhead=0.05, wall=10.5, cases=("text", "resnet")):
                 case=case, title=case, made=made, recordings=[recording(blocks)], audit=audit,
                 memory=Memory(peak={BARE: 10**6, RECORDER: 2 * 10**6, METHOD2021: 10**6, SHA256: 10**6}, recording=5),
                 hashing=Hashing(size=2**20, threads=2, rates=rate),
+                planned=Planned(overheads={f"k=1,K={LAST}": 0.06, "k=7,K=7": 1.0}, audit=8.4),
             )
             for case in cases
         ]
@@ -255,6 +256,13 @@ def test_a_missed_target_says_where_the_time_goes():
     assert "Of 11.5 s (10.0 s of bare steps): 2.5 s until the verification begins, 1.0 s" in text
     assert text.count("Not met") == 2
     assert "Not met" not in table.markdown(results(overhead=0.001))
+
+
+def test_plans_stand_beside_what_was_measured():
+    text = table.plans(results().measured[0], results().measured[0].planned)
+    assert "| overhead, k = 1, first and last | +6 % | +5 % | 1.010 of the run's time |" in text
+    assert "| `verify`, 1 process of one thread | 8.4 s | 10.5 s | 0.80 |" in text
+    assert "+100 %" not in text, "of a recording that was not made"
 
 
 def test_the_figure_has_a_mark_for_every_arm():
@@ -400,6 +408,9 @@ def test_the_quick_run_measures_everything(quick):
             assert interval_bytes(one) > 0
         assert set(measured.memory.peak) == {BARE, RECORDER, METHOD2021, SHA256}
         assert (measured.audit is not None) == bool(case.audit)
+        assert set(measured.planned.overheads) == {schedule.key for schedule in case.schedules}
+        assert all(overhead > 0 for overhead in measured.planned.overheads.values())
+        assert (measured.planned.audit is not None) == bool(case.audit)
         if measured.audit is not None:
             assert measured.audit.intervals == -(-measured.audit.steps // measured.audit.every)
             assert "1" in measured.audit.verify
