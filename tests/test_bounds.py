@@ -6,14 +6,17 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import pytest
 from benchmarks.features import FEATURES, ZOO, policy_for
 
 from factory import NONCE, RECIPE, check, factory, known_key, same_every_time
 from pol.attacks.forger import Forger
 from pol.auditor import LocalAuditor
+from pol.errors import IntegrityError
 from pol.interval import Rates
 from pol.messages import Failed, Program, Trial
 from pol.policies import load
@@ -28,7 +31,7 @@ from pol.replay.engine import Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.inprocess import InProcess
 from pol.replay.places import Places
-from pol.verifier import foreign, trying, verify
+from pol.verifier import foreign, plausible, trying, verify
 from pol.verifier.case import passed
 from test_engine import one_thread  # noqa: F401  # the fixture is used by being here
 
@@ -281,6 +284,70 @@ def stolen(kind):
         with same_every_time("stolen"):
             record(OWN, out, key=known_key(1), start=weights, start_kind=kind, **options)
     return out
+
+
+# -- losses of small batches ----------------------------------------------------------------------------------------
+
+
+def of_losses(values, batch):
+    """What there is of a run for the bound of losses: one step in every interval."""
+    intervals = [SimpleNamespace(start=at, stop=at + 1, loss=repr(float(loss))) for at, loss in enumerate(values)]
+    spec = SimpleNamespace(every=1, batches_per_step=1, declaration=SimpleNamespace(batch_size=batch))
+    return SimpleNamespace(
+        policy=SimpleNamespace(bounds=Bounds(loss_drop=PRESET.loss_drop)),
+        genesis=SimpleNamespace(spec=spec),
+        log=SimpleNamespace(intervals=intervals),
+    )
+
+
+def falls(values, batch):
+    """Whether the losses of a run fall by more than the preset allows."""
+    try:
+        return [one.status for one in plausible.losses(of_losses(values, batch))] != ["passed"]
+    except IntegrityError:
+        return True
+
+
+def line_losses(batch, runs=200, steps=300, size=8, rate=0.01):
+    """Losses of runs that fit a plane to noisy points with plain SGD, each with its own start, plane and points."""
+    rng = np.random.default_rng(batch)
+    plane, weights = rng.normal(size=(runs, size, 1)), rng.uniform(-1, 1, (runs, size, 1)) / size**0.5
+    found = np.empty((runs, steps))
+    for step in range(steps):
+        points = rng.normal(size=(runs, batch, size))
+        off = points @ (weights - plane) - 0.5 * rng.normal(size=(runs, batch, 1))
+        found[:, step] = (off**2).mean((1, 2))
+        weights = weights - rate * 2 / batch * np.swapaxes(points, 1, 2) @ off
+    return found
+
+
+def class_losses(batch, runs=200, steps=300, size=20, classes=10):
+    """Losses of runs that tell ten overlapping clouds apart by a linear classifier: nearly equal in its first steps."""
+    rng = np.random.default_rng(batch)
+    middles, weights = rng.normal(size=(runs, classes, size)) / 2, np.zeros((runs, size, classes))
+    found, run = np.empty((runs, steps)), np.arange(runs)[:, None]
+    for step in range(steps):
+        labels = rng.integers(classes, size=(runs, batch))
+        points = middles[run, labels] + rng.normal(size=(runs, batch, size))
+        odds = np.exp(points @ weights)
+        shares, labelled = odds / odds.sum(2, keepdims=True), np.eye(classes)[labels]
+        found[:, step] = -np.log((shares * labelled).sum(2)).mean(1)
+        weights = weights - 0.1 / batch * np.swapaxes(points, 1, 2) @ (shares - labelled)
+    return found
+
+
+@pytest.mark.parametrize("losses", [line_losses, class_losses])
+@pytest.mark.parametrize("batch", [1, 2, 4, 8])
+def test_losses_of_small_batches_may_scatter(losses, batch):
+    assert sum(falls(values, batch) for values in losses(batch)) == 0
+
+
+@pytest.mark.parametrize("losses", [functools.partial(line_losses, rate=1e-3), class_losses])
+def test_losses_of_another_model_are_seen_in_large_batches(losses):
+    """From the sixteenth step on, those of weights that were trained long before."""
+    for values in losses(256, runs=20, steps=100):
+        assert not falls(values, 256)
+        assert falls([*values[:15], *(0.01 * values[15:])], 256)
 
 
 # -- steps of the verifier's own ------------------------------------------------------------------------------------

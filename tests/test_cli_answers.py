@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from factory import EVERY, RECIPE, STEPS, factory, known_key, same_every_time
 from pol.cli import main
 from pol.cli.output import seconds
+from pol.errors import StoreError
 from pol.exchange import Patience
 from pol.profile import Profile
 from pol.prover import record
@@ -95,6 +97,46 @@ def known_key_file():
     if not path.exists():
         known_key(1).save(path)
     return path.with_name("key.pem.pub")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_full_disk_while_it_waits(seldom, capsys, monkeypatch, as_json):
+    def looks(_):
+        yield
+        raise StoreError("this machine, not the proof: No space left on device")
+
+    given = ["--recipe", RECIPE, "--policy", "mine.toml", "--openings", "o", *(["--json"] if as_json else [])]
+    with monkeypatch.context() as failing:
+        failing.setattr(Patience, "looks", looks)
+        code, out, err = call(capsys, "verify", seldom, *given)
+    assert code == 3
+    said = json.loads(out)["error"] if as_json else err
+    assert "No space left on device" in said
+    assert "The challenge may be known by now; go on with:" in said
+    call(capsys, "regenerate", seldom, "--recipe", RECIPE, "--out", "o")
+    code, out, _ = call(capsys, *shlex.split(said.splitlines()[-1])[1:])
+    assert code == 0, out
+
+
+def test_ended_by_another_program_while_it_waits(seldom, capsys, monkeypatch):
+    """As ``timeout`` and a batch system end it."""
+
+    def looks(_):
+        yield
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("goes on")
+
+    monkeypatch.setattr(Patience, "looks", looks)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        code, _, err = call(
+            capsys, "verify", seldom, "--recipe", RECIPE, "--policy", "mine.toml", "--openings", "o", "--wait", "10m"
+        )
+        assert code == 130
+        assert "go on with:" in err
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # as it was
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_interrupted_while_it_waits(seldom, capsys, monkeypatch):

@@ -25,7 +25,7 @@ from pol.proof.request import MAX_REQUEST, Request, make_request, read_request
 from pol.replay.inprocess import InProcess
 from pol.responder import regenerate
 from pol.store import checkpoint_path
-from pol.verifier import StoppedWaiting, auditing, requested, verify
+from pol.verifier import StoppedByError, StoppedWaiting, auditing, requested, verify
 
 WANTED = [3, 9]
 """Of 0, 3, 6, 9, 12 and 14 the proof keeps every second, and the last."""
@@ -198,6 +198,7 @@ def test_a_challenge_that_nobody_answered_is_not_drawn_anew(tmp_path, monkeypatc
     again = check(seldom(), policy=TOLERANCE, openings=tmp_path, nonce=None)
     assert again.verdict is Verdict.INCONCLUSIVE
     assert "is of an earlier challenge of this proof, which nobody has answered" in again.reason()
+    assert "If it was this verifier that failed, before it could print them" in again.reason()
     assert again.request is None
     answer(tmp_path)
     assert check(seldom(), policy=TOLERANCE, openings=tmp_path, nonce=bytes.fromhex(first.nonce)).verdict == "ACCEPT"
@@ -458,6 +459,45 @@ def test_interrupted_while_it_audits_the_challenge_is_still_known(tmp_path):
     patience = Time(lambda: answer(tmp_path)).patience()
     with Stopping(RECIPE, executor=InProcess()) as auditor, pytest.raises(StoppedWaiting):
         verify(seldom(), policy=TOLERANCE, openings=tmp_path, wait=patience, auditor=auditor)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (StoreError("cannot take over a state: No space left on device"), "cannot take over a state: No space left"),
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (MemoryError(), "MemoryError"),
+    ],
+    ids=["full disk", "failing disk", "no memory"],
+)
+def test_an_error_of_this_machine_leaves_the_challenge_as_known_as_it_is(tmp_path, monkeypatch, error, said):
+    """What the verifier has to name when it goes on goes out with the error, and the same challenge is accepted."""
+
+    def fails(*_):
+        raise error
+
+    def full():
+        answer(tmp_path, 3)
+        monkeypatch.setattr(requested, "_copy", fails)
+
+    with pytest.raises(StoppedByError, match=said) as stopped:
+        waiting(tmp_path, full)
+    monkeypatch.undo()
+    assert stopped.value.__cause__ is error
+    assert (stopped.value.nonce, stopped.value.attestation) == ("00" * 32, attestation_of(seldom()))
+    answer(tmp_path)
+    pinned = msgspec.structs.replace(TOLERANCE, attestation=stopped.value.attestation)
+    report = check(seldom(), policy=pinned, openings=tmp_path, nonce=bytes.fromhex(stopped.value.nonce))
+    assert report.verdict is Verdict.ACCEPT, report.reason()
+
+
+def test_an_error_before_anybody_was_asked_goes_out_as_it_is(tmp_path, monkeypatch):
+    def fails(*_):
+        raise StoreError("full")
+
+    monkeypatch.setattr(requested, "_copy", fails)
+    with pytest.raises(StoreError, match="full"):
+        check(seldom(), policy=TOLERANCE, openings=tmp_path)
 
 
 def test_steps_beyond_the_budget_are_not_asked_for(tmp_path):

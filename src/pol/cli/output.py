@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +27,19 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 class Interrupted(Exception):
     """The user stopped a command; the text says how to go on."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Where a signal to end (of ``timeout``, of a batch system) interrupts as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # no other may set what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def show(draw: Callable[[Console], None]) -> None:

@@ -11,7 +11,7 @@ import typer
 from pol.cli import output
 from pol.cli.output import Json
 from pol.cli.progress import progress
-from pol.errors import UsageError
+from pol.errors import PolError, UsageError
 
 if TYPE_CHECKING:
     from pol.proof.policy import Challenge, Policy
@@ -201,18 +201,19 @@ def verify(
     draws = {"strategy": strategy, "uniform": uniform, "weighted": weighted, "top": top}
     demanded = _changed(demanded, {**given, "challenge": _changed(demanded.challenge, draws)})
     drawn, settings = output.hex32(nonce, "--nonce"), output.settings(set_)
-    with progress() as tell:
+    with progress() as tell, output.terminable():
         try:
             report = verifier.verify(
                 proof, recipe=recipe, policy=demanded, nonce=drawn, model=model, start=start, openings=openings,
                 wait=patience, parents=list(zip(parents, theirs or [None] * len(parents), strict=True)),
                 settings=settings, jobs=jobs, progress=tell,
             )  # fmt: skip
-        except verifier.StoppedWaiting as stopped:
+        except (verifier.StoppedWaiting, verifier.StoppedByError) as stopped:
             command = output.again(context, nonce=stopped.nonce, attestation=stopped.attestation)
-            raise output.Interrupted(
-                f"Interrupted. The challenge may be known by now; go on with:\n  {command}"
-            ) from None
+            how = f"The challenge may be known by now; go on with:\n  {command}"
+            if isinstance(stopped, verifier.StoppedWaiting):
+                raise output.Interrupted(f"Interrupted. {how}") from None
+            raise PolError(f"{stopped}. {how}") from stopped
     if as_json:
         output.show_json(json_form.report(report))
         return EXIT_CODES[report.verdict]

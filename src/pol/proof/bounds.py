@@ -77,7 +77,8 @@ class Bounds(Struct, frozen=True):
     """Least mean loss of the first interval, as a share of what fresh starts of the verifier's own give (attack study,
     T12); of runs that start from weights of a parent or of the verifier's own, nothing is asked."""
     loss_drop: Size | None = None
-    """Most by which the mean loss of an interval may fall below all before it, as a share of the first (k up to 10)."""
+    """Most by which the mean loss of an interval may fall below all before it, as a share of the largest of the first
+    (those of the first ten steps, two intervals and 64 samples; k up to 10)."""
     # -- settings in the program, as the verifier's own first steps show them --
     clip_norm: Size | None = None
     """Least norm to which gradients are clipped."""

@@ -51,6 +51,7 @@ from pol.verifier.case import Case
 from pol.verifier.eight import EIGHT_STEPS
 from pol.verifier.paper import PAPER_2021
 from pol.verifier.procedure import Procedure
+from pol.verifier.requested import StoppedByError as StoppedByError
 from pol.verifier.requested import StoppedWaiting as StoppedWaiting
 
 Progress = Callable[[str, int, int | None], None]
@@ -114,6 +115,7 @@ def verify(
         UsageError: the call itself cannot be carried out (no such directory, recipe or file; a contradictory policy).
         StoreError: this machine's disk refused, or the URL cannot be reached.
         StoppedWaiting: interrupted, after the prover was asked for states; with how to go on.
+        StoppedByError: any error after the prover was asked for states; with how to go on.
     """
     check_policy(policy)
     procedure_of(policy)
@@ -155,6 +157,10 @@ def verify(
             if not case.revealed:
                 raise
             raise StoppedWaiting(case.nonce, case.attestation_digest) from None
+        except Exception as error:
+            if not case.revealed:
+                raise
+            raise StoppedByError(case.nonce, case.attestation_digest, error) from error
 
 
 def _verify(case: Case, auditor: Auditor, parents: _Stores, jobs: int) -> Report:

@@ -6,6 +6,7 @@ the optimizer moved the weights, at every interval and without taking a step aga
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -41,8 +42,12 @@ TELEPORT_EVERY = 10
 training (measured baseline, C, has the same k as the last at which honest and forged are far apart)."""
 
 TELEPORT_AFTER = 10
-"""Steps, and two intervals, before a fall counts: the first losses of small batches scatter, and those of easy tasks
-fall by all there is in a few steps."""
+"""Steps, and two intervals, before a fall counts: the losses of easy tasks fall by all there is in a few steps."""
+
+TELEPORT_SAMPLES = 64
+"""Samples before a fall counts: the losses of small batches scatter. Of 2,000 linear classifiers of ten classes, with
+batches of one, 57 fell by more than half of the first loss, 18 by more than half of the largest of ten, and none where
+64 samples were waited for (simulated in tests/test_bounds.py, which takes fewer)."""
 
 
 @dataclass
@@ -167,21 +172,29 @@ def losses(case: Case) -> Checks:
     bounds, every = case.policy.bounds, case.genesis.spec.every
     known = [one for one in case.log.intervals if one.loss is not None]
     values = [float(one.loss) for one in known if one.loss is not None]
-    if bounds.loss_drop is None or every > TELEPORT_EVERY or not values or values[0] <= 0:
+    early = _early(case, [one.start for one in known])
+    scale = max(values[:early], default=0.0)  # one alone may be next to 0, where it is of one sample
+    if bounds.loss_drop is None or every > TELEPORT_EVERY or scale <= 0:
         why = (
             "the policy does not ask" if bounds.loss_drop is None
             else f"intervals of {every} steps say nothing" if every > TELEPORT_EVERY
-            else "the first is not above 0, so that no fall can be measured by it"
+            else "none of the first is above 0, so that no fall can be measured by them"
         )  # fmt: skip
         yield passed("losses", f"losses may fall: {why}")
         return
-    lowest, largest = math.inf, 0.0
-    for number, (interval, value) in enumerate(zip(known, values, strict=True)):
-        if number >= 2 and interval.start >= TELEPORT_AFTER:
-            drop = (lowest - value) / values[0]
-            largest = max(largest, drop)
-            if not drop <= bounds.loss_drop:
-                what = f"the fall of the loss from step {interval.start} to {interval.stop}, as a share of the first,"
-                raise beyond(what, drop, "loss_drop", bounds)
+    lowest, largest = min(values[:early]), 0.0
+    for interval, value in zip(known[early:], values[early:], strict=True):
+        drop = (lowest - value) / scale
+        largest = max(largest, drop)
+        if not drop <= bounds.loss_drop:
+            what = f"the fall of the loss from step {interval.start} to {interval.stop}, as a share of the largest of "
+            raise beyond(f"{what}the first {early},", drop, "loss_drop", bounds)
         lowest = min(lowest, value)
-    yield passed("losses", f"none falls by more than {max(0.0, largest):.2g} of the first")
+    yield passed("losses", f"none falls by more than {max(0.0, largest):.2g} of the largest of the first {early}")
+
+
+def _early(case: Case, starts: list[int]) -> int:
+    """How many of the recorded losses a fall is measured by, and does not count in yet."""
+    spec = case.genesis.spec
+    samples = spec.declaration.batch_size * spec.batches_per_step
+    return max(2, bisect.bisect_left(starts, max(TELEPORT_AFTER, math.ceil(TELEPORT_SAMPLES / samples))))

@@ -30,6 +30,15 @@ class StoppedWaiting(KeyboardInterrupt):
         self.nonce, self.attestation = nonce.hex(), attestation
 
 
+class StoppedByError(PolError):
+    """The same, where this machine failed (a full disk, no memory): an error ends no challenge. ``__cause__`` is it."""
+
+    def __init__(self, nonce: bytes, attestation: Digest, error: Exception) -> None:
+        kind = "" if isinstance(error, PolError) else f"{type(error).__name__}: "
+        super().__init__(f"{kind}{error}".rstrip(": "))
+        self.nonce, self.attestation = nonce.hex(), attestation
+
+
 def needed(case: Case) -> list[int]:
     """Steps of the states that are compared: both ends of every challenged interval. Rule exact compares digests."""
     if case.genesis.spec.rule == "exact":
@@ -66,7 +75,9 @@ def states(case: Case) -> Checks:
 _AGAIN = (
     "{request} is of an earlier challenge of this proof, which nobody has answered. Go on with that one (--nonce and "
     "--attestation, which it printed): who may leave challenges unanswered until one suits gets past any. If you give "
-    "that one up, count it against the prover, and remove the file"
+    "that one up, count it against the prover, and remove the file. If it was this verifier that failed, before it "
+    "could print them (no power, a killed process), the prover has not kept silent: remove the file and draw a new "
+    "one, but count it against the prover if it happens again"
 )
 
 
