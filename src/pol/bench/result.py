@@ -109,6 +109,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     seconds: float
     results: list[Cell]
+    beside: Outcome | None = None
+    """What the suite's further attacks found, on another training."""
 
     @property
     def false_accepts(self) -> list[str]:
@@ -141,7 +143,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         verdicts = {name: verdict for name, verdict in self.honest.items() if name != PAPER}
         honest = bool(verdicts) and all(verdict is Verdict.ACCEPT for verdict in verdicts.values())
         wrong = (self.false_accepts, self.unpredicted, self.broken, self.overspent)
-        return honest and bool(replayed) and not any(wrong)
+        return honest and bool(replayed) and not any(wrong) and (self.beside is None or self.beside.ok)
 
 
 PAPER, RELATIVE, TOLERANCE, SAMPLED, FULL = "paper-2021", "relative only", "tolerance", "exact sampled", "exact full"
