@@ -20,7 +20,7 @@ from pol.attacks import foresight, placing
 from pol.attacks.forger import Forger
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 from pol.bench import arena, detection, pool, suite
-from pol.bench.result import FULL, PAPER, SAMPLED, Cell, Detection, Outcome, Spent
+from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
 from pol.errors import UsageError
 from pol.profile import Profile
@@ -71,6 +71,13 @@ def test_a_bench_is_well_only_if_replaying_everything_refuses_every_forgery():
     refused = outcome(cell(), honest=Verdict.INCONCLUSIVE)
     assert not refused.ok
     assert ("The honest proof was not accepted under tolerance: it stood", "bold red") in shown.summary(refused)
+
+
+def test_what_is_accepted_and_ends_elsewhere_is_told_apart():
+    accepted = {"policy": RELATIVE, "verdict": Verdict.ACCEPT, "step": None}
+    found = outcome(cell("there", apart=0.0, **accepted), cell("near", apart=0.5, **accepted), cell("off", **accepted))
+    words = "relative only: accepts 3 of 3 forgeries (near, off, there); 1 of these ends at the stolen weights (there)."
+    assert (words, "") in shown.summary(found)
 
 
 def test_a_bench_is_well_only_if_samples_meet_what_was_predicted():
@@ -289,7 +296,7 @@ def test_the_table_of_a_terminal():
     console = Console(width=90)
     with console.capture() as found:
         shown.table(console, outcome(cell(verdict=Verdict.ACCEPT, step=None)))
-    assert "exact full: accepts 1 of 1 forgeries (lie)." in found.get()
+    assert "exact full: accepts 1 of 1 forgeries (lie); 0 of these end at the stolen weights." in found.get()
 
 
 # -- what is kept -------------------------------------------------------------------------------------------------

@@ -6,6 +6,9 @@ import msgspec
 
 from pol.proof.report import Verdict
 
+ARRIVED = 1e-3
+"""Of the way of the stolen run: who ends nearer than that to its end has its model."""
+
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
     """What a forgery cost its maker."""
@@ -81,6 +84,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the first training samples to which its model gives their class; None where there is no such model."""
     detection: Detection | None = None
     """For policies that sample, where steps 1 to 6 pass."""
+
+    @property
+    def arrives(self) -> bool:
+        """Whether it claims the stolen model, but for what rounding leaves: a forgery may also end somewhere else."""
+        return self.apart is not None and self.apart <= ARRIVED
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -94,6 +94,10 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
         beyond = sorted(cell.attack for cell in cells if not cell.in_scope and cell.verdict is Verdict.ACCEPT)
         text = f"{policy}: accepts {len(accepted)} of {len(forged)} forgeries"
         text += f" ({', '.join(accepted)})" if accepted and policy != PAPER else ""
+        there = sorted(cell.attack for cell in forged if cell.verdict is Verdict.ACCEPT and cell.arrives)
+        ends = "ends" if len(there) == 1 else "end"
+        text += f"; {len(there)} of these {ends} at the stolen weights" if accepted else ""
+        text += f" ({', '.join(there)})" if there and policy != PAPER else ""
         if beyond and policy == FULL:
             text += f"; beyond its reach are {', '.join(beyond)}: true of what they say"
         found.append((text + ".", "bold red" if accepted and policy == FULL else ""))
