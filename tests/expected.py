@@ -13,8 +13,11 @@ CHANCE = "by chance"
 
 
 def expectations(outcome):
-    """Attack -> policy -> what became of it, of an outcome as plain JSON."""
+    """Attack -> policy -> what became of it, of an outcome as plain JSON; those on the training beside it, too."""
     found = {}
+    if outcome["beside"] is not None:
+        trained = outcome["beside"]["recipe"].rpartition(":")[2]
+        found = {f"{attack} on {trained}": cells for attack, cells in expectations(outcome["beside"]).items()}
     for cell in outcome["results"]:
         detection = cell["detection"]
         text = "does not apply" if cell["verdict"] is None else cell["verdict"]

@@ -280,6 +280,18 @@ def test_a_relative_limit_alone_is_passed_all_the_way():
     assert is_stolen(forgery.path)
 
 
+def test_a_schedule_leaves_nothing_to_turn_over(tmp_path):
+    """Steps of a falling rate shrink weights to nothing, so this forger ended at a model of zeros, which passed."""
+    digits = "pol.recipes.digits:DigitsCNN"
+    record(digits, tmp_path / "proof", key=known_key(1), every=1, profile=Profile(threads=1), executor=InProcess(),
+           settings={"num_epochs": 2, "batch_size": 750, "width": 1})  # fmt: skip
+    shop = Workshop(tmp_path / "proof", known_key(2), digits, tmp_path, InProcess(), relative(1e-2), 1000.0)
+    assert "turned" not in {plan.name for plan in adversary.plans(shop)}
+    with pytest.raises(UsageError, match="this attack needs plain SGD without a schedule"):
+        REGISTRY["huge-decay"].make(shop, tmp_path / "out")
+    assert "turned" in {plan.name for plan in adversary.plans(workshop(relative(1e-2), 0.5))}
+
+
 def test_tolerance_lets_it_come_nearer_by_less_than_the_drift_budget():
     policy = TOLERANCE
     forgery, plan = forged(policy)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -12,20 +13,24 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from expected import FILE, expectations, surprises
-from factory import PLAIN, RECIPE, check, factory, forge
+from expected import CHANCE, FILE, expectations, surprises
+from factory import PLAIN, RECIPE, check, factory, forge, known_key
 from pol import policies
-from pol.attacks import foresight
+from pol.attacks import foresight, placing
+from pol.attacks.forger import Forger
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 from pol.bench import arena, detection, pool, suite
-from pol.bench.result import FULL, PAPER, SAMPLED, Cell, Detection, Outcome, Spent
+from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
 from pol.errors import UsageError
 from pol.profile import Profile
+from pol.proof.genesis import CONTROL_STEPS
 from pol.proof.policy import Challenge, check_policy
 from pol.proof.report import Verdict
+from pol.prover import record
 from pol.render import attacks as shown
 from pol.render.grid import figure
+from pol.replay.inprocess import InProcess
 
 DELTA = {"l1": 1.0, "l2": 0.1, "linf": 0.01, "cos": 0.001}
 SPENT = Spent(gradients=6, share=0.04, seconds=0.1, bytes=1000)
@@ -66,6 +71,13 @@ def test_a_bench_is_well_only_if_replaying_everything_refuses_every_forgery():
     refused = outcome(cell(), honest=Verdict.INCONCLUSIVE)
     assert not refused.ok
     assert ("The honest proof was not accepted under tolerance: it stood", "bold red") in shown.summary(refused)
+
+
+def test_what_is_accepted_and_ends_elsewhere_is_told_apart():
+    accepted = {"policy": RELATIVE, "verdict": Verdict.ACCEPT, "step": None}
+    found = outcome(cell("there", apart=0.0, **accepted), cell("near", apart=0.5, **accepted), cell("off", **accepted))
+    words = "relative only: accepts 3 of 3 forgeries (near, off, there); 1 of these ends at the stolen weights (there)."
+    assert (words, "") in shown.summary(found)
 
 
 def test_a_bench_is_well_only_if_samples_meet_what_was_predicted():
@@ -124,8 +136,37 @@ def test_the_quick_suite_stands_for_every_published_attack():
     def published(names):
         return {number for name in names for number in REGISTRY[name].study if number.startswith("A")}
 
-    assert published(suite.QUICK.attacks) == published(REGISTRY) - {"A1", "A3", "A11"}
+    assert published([*suite.QUICK.attacks, *suite.PLAIN.attacks]) == published(REGISTRY) - {"A1", "A3", "A11"}
     assert suite.FULL_SUITE.attacks == ()  # all of them
+
+
+def test_half_a_training_of_a_suite_pays_for_what_a_forger_needs():
+    """An epoch of the digits; on the training beside it, more intervals than policy exact replays all of, too."""
+    for chosen in (suite.QUICK, suite.PLAIN):
+        genesis = begun(chosen)
+        spec = genesis.spec
+        left = spec.steps // 2 - 2 * CONTROL_STEPS
+        assert left >= spec.declaration.steps_per_epoch(1)
+    per_epoch = spec.declaration.steps_per_epoch(1)
+    shortest = policies.load("exact").challenge.all_up_to // per_epoch * per_epoch + per_epoch
+    assert left >= shortest + placing.AFTER * placing.FEW
+
+
+def begun(chosen):
+    """The genesis of a suite's training."""
+    out = Path(tempfile.mkdtemp(prefix="pol-bench-")) / "proof"
+    record(chosen.recipe, out, key=known_key(1), settings=chosen.settings, profile=Profile(threads=1),
+           executor=InProcess(), until_genesis=True)  # fmt: skip
+    return Forger(out).genesis
+
+
+def test_what_only_the_verification_of_2021_is_asked_for_is_forged_once_for_all_others_of_a_rule():
+    columns = suite.columns(DELTA).values()
+    made = {name: {REGISTRY[name].forges_for(policy) for policy in columns} for name in
+            ("interpolation", "suppressed-steps", "adaptive")}  # fmt: skip
+    assert made["interpolation"] == {"rule exact", "rule tolerance"}
+    assert made["suppressed-steps"] == {"policy paper-2021", "rule exact", "rule tolerance"}
+    assert len(made["adaptive"]) == 5
 
 
 def test_every_published_attack_says_what_was_published():
@@ -134,6 +175,26 @@ def test_every_published_attack_says_what_was_published():
     silent = {one.name for one in published if not one.reported}
     assert silent == {"spliced", "spliced-interval", "spliced-momentum", "spliced-hidden"}
     assert all("(" in one.reported for one in REGISTRY.values() if one.reported)  # its source
+
+
+def test_what_is_found_on_a_training_beside_counts_and_is_shown():
+    beside = outcome(cell("adaptive", SAMPLED, detection=MET), cell("adaptive"))
+    beside = msgspec.structs.replace(beside, recipe="some.where:Plain")
+    found = msgspec.structs.replace(outcome(cell("lie")), beside=beside)
+    assert found.ok
+    accepted = msgspec.structs.replace(beside, results=[cell(verdict=Verdict.ACCEPT, step=None)])
+    assert not msgspec.structs.replace(found, beside=accepted).ok
+    assert list(shown.labelled(found)) == ["lie", "adaptive on Plain"]
+    assert ">adaptive on Plain</text>" in figure(found)
+    text = shown.markdown(found, "a.svg")
+    assert "\n## Beside it: Plain\n\n" in text
+    assert text.count("a.svg") == 1
+    assert "| `adaptive` | 1 of 158 | 1,000 |" in text
+    console = Console(width=90)
+    with console.capture() as printed:
+        shown.table(console, found)
+    assert "On Plain:" in printed.get()
+    assert expectations(json.loads(msgspec.json.encode(found)))["adaptive on Plain"][SAMPLED] == CHANCE
 
 
 def test_a_suite_that_there_is_not():
@@ -235,7 +296,7 @@ def test_the_table_of_a_terminal():
     console = Console(width=90)
     with console.capture() as found:
         shown.table(console, outcome(cell(verdict=Verdict.ACCEPT, step=None)))
-    assert "exact full: accepts 1 of 1 forgeries (lie)." in found.get()
+    assert "exact full: accepts 1 of 1 forgeries (lie); 0 of these end at the stolen weights." in found.get()
 
 
 # -- what is kept -------------------------------------------------------------------------------------------------
@@ -486,10 +547,14 @@ def test_the_quick_suite_gives_what_is_expected(tmp_path):
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert surprises(expectations(outcome), json.loads(FILE.read_text())) == []
-    full = [one for one in outcome["results"] if one["policy"] == FULL and one["in_scope"] and one["verdict"]]
-    assert {one["attack"] for one in full} == {n for n in suite.QUICK.attacks if not REGISTRY[n].survives}
-    assert {one["verdict"] for one in full} == {"REJECT"}
+    for found, chosen in ((outcome, suite.QUICK), (outcome["beside"], suite.PLAIN)):
+        full = [one for one in found["results"] if one["policy"] == FULL and one["in_scope"] and one["verdict"]]
+        assert {one["attack"] for one in full} == {n for n in chosen.attacks if not REGISTRY[n].survives}
+        assert {one["verdict"] for one in full} == {"REJECT"}
     fooled = {one["attack"] for one in outcome["results"] if one["policy"] == PAPER and one["verdict"] == "ACCEPT"}
     assert len(fooled) > 10
-    assert all(one["detection"]["low"] <= one["detection"]["met"] <= one["detection"]["high"]
-               for one in outcome["results"] if one["detection"])  # fmt: skip
+    results = [*outcome["results"], *outcome["beside"]["results"]]
+    detections = {one["attack"]: one["detection"] for one in results if one["detection"]}
+    assert all(one["low"] <= one["met"] <= one["high"] for one in detections.values())
+    assert 0 < detections["adaptive"]["predicted"] < 1  # so that its interval is one: what is certain tests nothing
+    assert detections["adaptive"]["intervals"] > policies.load("exact").challenge.all_up_to

@@ -62,10 +62,16 @@ class Attack:
     reported: str = ""
     """What is published of it, with the source: by its authors, or measured on the released code of 2021. Empty if
     nothing is. *rho* is the error of a replay over the claimed move; sections and numbers are those of the study."""
-    adapts: bool = False
-    """Whether it makes another forgery for another policy; else one for each rule will do."""
+    adapts: bool | Literal["paper-2021"] = False
+    """Whether it makes another forgery for another policy; else one for each rule will do. ``paper-2021``: it reads
+    what only policies of that procedure have (deltas and Q), and one for each rule will do for all others."""
     bound: bool = False
     """Whether it keeps to the budget that it is given, and is at fault if it does not."""
+
+    def forges_for(self, policy: Policy) -> str:
+        """What forgeries are made for: policies with the same answer get the same one."""
+        alone = self.adapts is True or self.adapts == policy.procedure
+        return f"policy {policy.name}" if alone else f"rule {policy.rule}"
 
     def forge(
         self, target: Path, out: Path, key: SigningKey, recipe: str, executor: Executor | None = None, *,

@@ -154,6 +154,6 @@ ATTACKS = (
         blindfold,
         study=("A5",),
         reported="passes Q = 5 in all 200 epochs, for 13 % of the gradients (Fang et al., EuroS&P 2023)",
-        adapts=True,
+        adapts="paper-2021",
     ),
 )

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 
+from pol import canonical
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
 from pol.attacks.workshop import Workshop
+from pol.errors import UsageError
 from pol.proof.genesis import boundaries
 from pol.replay.state import State
 
@@ -92,11 +94,28 @@ def tiny_rate(workshop: Workshop, out: Path) -> None:
     forger.seal(out, workshop.key)
 
 
+def turnable(target: Forger) -> bool:
+    """Whether decay alone can turn weights over at every step: plain SGD, at one rate from first to last.
+
+    Where a schedule lowers the rate, a step shrinks the weights instead, and a run of such steps leaves none.
+    """
+    parts = target.genesis.spec.declaration.parts
+    plain = {"nesterov": False, "maximize": False, "dampening": 0}
+    groups = [group.hyperparameters for part in parts for group in part.groups]
+    return (
+        not any(part.kind == "schedule" for part in parts)
+        and all(part.type == "torch.optim.sgd.SGD" for part in parts if part.kind == "optimizer")
+        and all(canonical.untag(g.get(name), name) == value for g in groups for name, value in plain.items())
+    )
+
+
 def huge_decay(workshop: Workshop, out: Path) -> None:
     """Registered weight decay that turns the weights over at every step: 1 % of that goes anywhere (A19)."""
     target = workshop.open()
     for name in HUGE_DECAY:
         workshop.configured(target, name)
+    if not turnable(target):
+        raise UsageError("this attack needs plain SGD without a schedule: only then does each step turn weights over")
     settings, stolen = dict(HUGE_DECAY), workshop.stolen().tensors
     if "num_epochs" in target.genesis.recipe.configuration:
         declaration = target.genesis.spec.declaration

@@ -146,7 +146,7 @@ ATTACKS = (
         infinitesimal,
         study=("A4",),
         reported=REPORTED,
-        adapts=True,
+        adapts="paper-2021",
     ),
     Attack(
         "infinitesimal-matched",
@@ -155,6 +155,6 @@ ATTACKS = (
         infinitesimal_matched,
         study=("A4", "A6"),
         reported=REPORTED,
-        adapts=True,
+        adapts="paper-2021",
     ),
 )

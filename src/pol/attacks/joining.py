@@ -134,7 +134,7 @@ ATTACKS = (
         "thief",
         glued_masked,
         study=("A8", "A5"),
-        adapts=True,
+        adapts="paper-2021",
         reported="hidden by ten times the honest work, it is 10 % of the path: 44 size-weighted draws meet it with "
         "99 % (attack study, section 8)",
     ),
@@ -144,7 +144,7 @@ ATTACKS = (
         "thief",
         bridged,
         study=("A10", "A4"),
-        adapts=True,
+        adapts="paper-2021",
         reported="pieces within delta pass as those of A4 do (attack study, A10)",
     ),
 )

@@ -8,15 +8,12 @@ from typing import Any
 
 import torch
 
-from pol.attacks.drift import SHARE, around, steered, towards
+from pol.attacks.drift import HUGE_DECAY, SHARE, around, steered, towards, turnable
 from pol.attacks.edging import BLOCKS, drawn, limit, room
 from pol.attacks.planning import Ground, Plan, begin, length
 from pol.attacks.workshop import Workshop
 from pol.proof.policy import Limits
 from pol.replay.state import State
-
-TURNING: dict[str, Any] = {"lr": 1e-6, "weight_decay": 2e6, "momentum": 0.0}
-"""lr * weight_decay = 2: every honest step turns the weights over, so limits are shares of twice their norm (A19)."""
 
 SPARE = 1.1
 """More turns than a dry run took: the weights that the forger will draw are not known yet, and gradients disturb."""
@@ -30,13 +27,15 @@ def plans(ground: Ground) -> list[Plan]:
 def _turned(ground: Ground) -> list[Plan]:
     limits, bounds = ground.policy.limits, ground.policy.bounds
     assert limits is not None
-    if not ground.takes(*TURNING) or not ground.allows("update", "pace", "start_loss", "loss_drop"):
+    if not ground.takes(*HUGE_DECAY) or not turnable(ground.target):
         return []
-    if (bounds.rate_times_decay or math.inf) < 2 or (bounds.least_rate or 0.0) > TURNING["lr"]:
+    if not ground.allows("update", "pace", "start_loss", "loss_drop"):
+        return []
+    if (bounds.rate_times_decay or math.inf) < 2 or (bounds.least_rate or 0.0) > HUGE_DECAY["lr"]:
         return []
     paid = (ground.left - ground.control(ground.target.steps)) // ground.batches
     needed = max(math.ceil(SPARE * turns(ground.fresh, ground.stolen, limits, paid)), bounds.min_steps)
-    steps, settings = ground.target.steps, {**TURNING}
+    steps, settings = ground.target.steps, dict[str, Any](HUGE_DECAY)
     if ground.takes("num_epochs"):
         epochs = max(-(-needed // ground.epoch), bounds.min_epochs)
         steps, settings["num_epochs"] = epochs * ground.epoch, epochs

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from pol import canonical
+from pol.attacks.drift import turnable
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
 from pol.attacks.landing import MODEL, Moments, land
@@ -143,15 +143,10 @@ def _planned(ground: Ground, manner: _Manner, intervals: int) -> list[Plan]:
 
 
 def _turns(ground: Ground) -> bool:
-    """Whether decay can turn the weights over at every step: plain SGD at a constant rate, and no bound against it."""
-    parts = ground.target.genesis.spec.declaration.parts
-    plain = {"nesterov": False, "maximize": False, "dampening": 0}
-    groups = [group.hyperparameters for part in parts for group in part.groups]
+    """Whether decay can turn the weights over at every step, and no bound is against it."""
     return (
         ground.takes("lr", "weight_decay", "momentum")
-        and not any(part.kind == "schedule" for part in parts)
-        and all(part.type == "torch.optim.sgd.SGD" for part in parts if part.kind == "optimizer")
-        and all(canonical.untag(g.get(name), name) == value for g in groups for name, value in plain.items())
+        and turnable(ground.target)
         and ground.allows("least_rate", "rate_times_decay", "update", "pace", "learning_rate")
     )
 

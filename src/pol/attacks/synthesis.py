@@ -274,7 +274,7 @@ ATTACKS = (
         study=("A1",),
         reported="profitable for T' < 2,516 of 78,000 steps of ResNet-20, at 31 gradients per forged step (Zhang et "
         "al. 2022, attack I); Fang et al. 2023 could not reproduce it",
-        adapts=True,
+        adapts="paper-2021",
     ),
     Attack(
         "suppressed-steps",
@@ -283,7 +283,7 @@ ATTACKS = (
         suppressed_steps,
         study=("A2",),
         reported="passes the published delta, with smaller errors than the true proof (Zhang et al. 2022, attack II)",
-        adapts=True,
+        adapts="paper-2021",
     ),
     Attack(
         "suppressed-intervals",
@@ -292,6 +292,6 @@ ATTACKS = (
         suppressed_intervals,
         study=("A3",),
         reported="as attack II, and profitable for T' < 251,600 at k = 100 (Zhang et al. 2022, attack III)",
-        adapts=True,
+        adapts="paper-2021",
     ),
 )

@@ -91,7 +91,7 @@ class Arena:
             forged: dict[str, Forgery | NoForgery] = {}
             for name in (*(n for n in self.policies if n != SAMPLED), SAMPLED):
                 policy = self.policies[name]
-                kind = name if attack.adapts else policy.rule
+                kind = attack.forges_for(policy)
                 if kind not in forged:
                     forged[kind] = self._forge(attack, Path(made) / kind.replace(" ", "-"), policy)
                 forgery = forged[kind]

@@ -6,6 +6,9 @@ import msgspec
 
 from pol.proof.report import Verdict
 
+ARRIVED = 1e-3
+"""Of the way of the stolen run: who ends nearer than that to its end has its model."""
+
 
 class Spent(msgspec.Struct, frozen=True, kw_only=True):
     """What a forgery cost its maker."""
@@ -82,6 +85,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     detection: Detection | None = None
     """For policies that sample, where steps 1 to 6 pass."""
 
+    @property
+    def arrives(self) -> bool:
+        """Whether it claims the stolen model, but for what rounding leaves: a forgery may also end somewhere else."""
+        return self.apart is not None and self.apart <= ARRIVED
+
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run of the bench found."""
@@ -109,6 +117,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     seconds: float
     results: list[Cell]
+    beside: Outcome | None = None
+    """What the suite's further attacks found, on another training."""
 
     @property
     def false_accepts(self) -> list[str]:
@@ -141,7 +151,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         verdicts = {name: verdict for name, verdict in self.honest.items() if name != PAPER}
         honest = bool(verdicts) and all(verdict is Verdict.ACCEPT for verdict in verdicts.values())
         wrong = (self.false_accepts, self.unpredicted, self.broken, self.overspent)
-        return honest and bool(replayed) and not any(wrong)
+        return honest and bool(replayed) and not any(wrong) and (self.beside is None or self.beside.ok)
 
 
 PAPER, RELATIVE, TOLERANCE, SAMPLED, FULL = "paper-2021", "relative only", "tolerance", "exact sampled", "exact full"

@@ -10,8 +10,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from pol.bench import arena, preparing, suite
 from pol.bench.arena import Progress
@@ -26,7 +29,7 @@ MOST_BUDGET = 10.0
 
 
 def attacks(
-    *, work: Path, chosen: Suite = suite.QUICK, recipe: str = suite.DIGITS, settings: dict[str, Any] | None = None,
+    *, work: Path, chosen: Suite = suite.QUICK, recipe: str | None = None, settings: dict[str, Any] | None = None,
     names: Sequence[str] = (), files: Sequence[Path] = (), budget: float = 0.5, jobs: int = 1,
     progress: Progress = lambda *_: None,
 ) -> Outcome:  # fmt: skip
@@ -35,8 +38,8 @@ def attacks(
     Args:
         work: Folder of what is finished: the same question is not asked again.
         chosen: The suite.
-        recipe: What is trained.
-        settings: Constructor arguments; by default the suite's for the digits, the recipe's own for another.
+        recipe: What is trained, instead of what the suite trains.
+        settings: Constructor arguments; by default the suite's for its recipe, the recipe's own for another.
         names: Attacks, instead of those of the suite.
         files: Python files with further attacks.
         budget: Gradients of forgers that spend what they are given, as a share of the honest training's.
@@ -48,7 +51,6 @@ def attacks(
     """
     from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 
-    started = time.monotonic()
     if not 0 < budget <= MOST_BUDGET:
         raise UsageError(f"budget {budget}: a share of the honest training, above 0 and at most {MOST_BUDGET:g}")
     for name in names:
@@ -56,15 +58,30 @@ def attacks(
     own = [f"{file}:{attack.name}" for file in files for attack in read_attacks(file)]
     listed = list(chosen.attacks or REGISTRY)
     wanted = [*(names or ([] if own else listed)), *own]
-    given = settings if settings is not None else chosen.settings if recipe == suite.DIGITS else {}
+    trained = recipe or chosen.recipe
+    given = settings if settings is not None else chosen.settings if trained == chosen.recipe else {}
+    whole = not own and not names and trained == chosen.recipe and given == chosen.settings
+    found = _run(work, replace(chosen, recipe=trained, settings=given), wanted, files, budget, jobs, progress)
+    if not whole or chosen.beside is None:
+        return found
+    beside = attacks(work=work, chosen=chosen.beside, budget=budget, jobs=jobs, progress=progress)
+    return msgspec.structs.replace(found, beside=beside)
+
+
+def _run(
+    work: Path, chosen: Suite, wanted: Sequence[str], files: Sequence[Path], budget: float, jobs: int, tell: Progress
+) -> Outcome:  # fmt: skip
+    """Run some attacks on one training."""
+    started = time.monotonic()
+    recipe, given = chosen.recipe, chosen.settings
     kept = Kept(work, [recipe, given, budget, chosen.draws, preparing.environment(0)], files)
     with tempfile.TemporaryDirectory(prefix="pol-bench-", ignore_cleanup_errors=True) as temporary:
-        prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, progress)
+        prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, tell)
         with arena.Arena(prepared.setting) as here:
-            progress("verifying honest proofs", 0, None)
+            tell("verifying honest proofs", 0, None)
             reports = here.honest()
             accuracy = here.honest_accuracy()
-        found = meet_all(prepared.setting, wanted, kept, jobs, progress)
+        found = meet_all(prepared.setting, wanted, kept, jobs, tell)
     return Outcome(
         suite=chosen.name,
         recipe=recipe,

@@ -78,7 +78,7 @@ def attacks(
         tell = stack.enter_context(progress())
         try:
             outcome = running.attacks(
-                work=work / "cells", chosen=suites.named(suite), recipe=recipe or suites.DIGITS,
+                work=work / "cells", chosen=suites.named(suite), recipe=recipe,
                 settings=output.settings(set_), names=name or [], files=file or [], budget=budget,
                 jobs=jobs or prover.available_cores(), progress=tell,
             )  # fmt: skip

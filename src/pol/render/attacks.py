@@ -32,11 +32,22 @@ def rows(outcome: Outcome) -> dict[str, dict[str, Cell]]:
     return found
 
 
+def labelled(outcome: Outcome) -> dict[str, dict[str, Cell]]:
+    """The same with those on the training beside, which is named."""
+    beside = outcome.beside
+    further = {} if beside is None else {f"{name} on {_trained(beside)}": cells for name, cells in rows(beside).items()}
+    return rows(outcome) | further
+
+
+def _trained(outcome: Outcome) -> str:
+    return outcome.recipe.rpartition(":")[2]
+
+
 # -- terminal -----------------------------------------------------------------------------------------------------
 
 
 def table(console: Console, outcome: Outcome) -> None:
-    """Print the table, and what it comes to."""
+    """Print the table, and what it comes to; then those of the training beside."""
     shown = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     shown.add_column("attack", ratio=1, overflow="fold")
     shown.add_column("training", justify="right")
@@ -55,6 +66,9 @@ def table(console: Console, outcome: Outcome) -> None:
     console.print()
     for text, style in summary(outcome):
         console.print(Text(clean(text), style))
+    if outcome.beside is not None:
+        console.print(Text(f"\nOn {clean(_trained(outcome.beside))}:\n", "bold"))
+        table(console, outcome.beside)
 
 
 def _good(cell: Cell | None) -> bool | None:
@@ -80,6 +94,10 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
         beyond = sorted(cell.attack for cell in cells if not cell.in_scope and cell.verdict is Verdict.ACCEPT)
         text = f"{policy}: accepts {len(accepted)} of {len(forged)} forgeries"
         text += f" ({', '.join(accepted)})" if accepted and policy != PAPER else ""
+        there = sorted(cell.attack for cell in forged if cell.verdict is Verdict.ACCEPT and cell.arrives)
+        ends = "ends" if len(there) == 1 else "end"
+        text += f"; {len(there)} of these {ends} at the stolen weights" if accepted else ""
+        text += f" ({', '.join(there)})" if there and policy != PAPER else ""
         if beyond and policy == FULL:
             text += f"; beyond its reach are {', '.join(beyond)}: true of what they say"
         found.append((text + ".", "bold red" if accepted and policy == FULL else ""))
@@ -102,21 +120,27 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def markdown(outcome: Outcome, figure: str) -> str:
-    """All tables as Markdown, under the ``figure`` (a path)."""
+    """All tables as Markdown, under the ``figure`` (a path); then those of the training beside."""
+    text = _tables(outcome, f"![Verdict on each attack by policy]({figure})\n\n")
+    if outcome.beside is not None:
+        text += f"\n## Beside it: {_trained(outcome.beside)}\n\n{_tables(outcome.beside)}"
+    return text
+
+
+def _tables(outcome: Outcome, figure: str = "") -> str:
     settings = ", ".join(f"{name} = {value}" for name, value in outcome.settings.items()) or "as it is"
     environment = ", ".join(f"{name} {value}" for name, value in outcome.environment.items())
     parts = [
         f"Suite `{outcome.suite}`: `{outcome.recipe}` ({settings}), {plural(outcome.steps, 'step')}, k = "
         f"{outcome.every}; the honest training took {duration(outcome.honest_seconds)} and its proof "
         f"{size(outcome.honest_bytes)}. {duration(outcome.seconds)} in all; {environment}.",
-        f"![Verdict on each attack by policy]({figure})",
-        _verdicts(outcome),
+        figure + _verdicts(outcome),
         *(f"- {text}" for text, _ in summary(outcome)),
         _detections(outcome),
         _reported(outcome),
         _reasons(outcome),
     ]
-    lines = [parts[0], "", parts[1], "", parts[2], "", *parts[3:-3]]
+    lines = [parts[0], "", parts[1], "", *parts[2:-3]]
     lines += [line for part in parts[-3:] if part for line in ("", part)]
     return "\n".join(lines).strip() + "\n"
 

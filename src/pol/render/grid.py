@@ -6,7 +6,7 @@ from html import escape
 
 from pol.bench.result import Cell, Outcome
 from pol.proof.report import Verdict
-from pol.render.attacks import rows, word
+from pol.render.attacks import labelled, word
 
 ROW, LABEL, FIELD, TOP = 18, 210, 126, 56
 """Sizes in pixels: the height of a row, the width of its label and of a field, and the height of the head."""
@@ -25,7 +25,7 @@ LEGEND = {
 
 def figure(outcome: Outcome) -> str:
     """The figure."""
-    found, policies = rows(outcome), list(outcome.policies)
+    found, policies = labelled(outcome), list(outcome.policies)
     width, height = LABEL + FIELD * len(policies) + 8, TOP + ROW * len(found) + 34
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width}' height='{height}' viewBox='0 0 {width} {height}' "
