@@ -306,6 +306,30 @@ def test_a_state_that_is_lost_here_comes_from_there(flaky, recorded, process, tm
     accepted(flaky)
 
 
+def test_a_log_that_cannot_be_fetched_costs_none_of_the_states_here(flaky, recorded, process, tmp_path):
+    """Another machine went further, and the place fails while this one fetches what it lacks."""
+    with pytest.raises(Killed):
+        recorded(flaky, executor=Cut(process, 4, lambda: settle(flaky, 4)), work=tmp_path / "one")
+    with pytest.raises(Killed):
+        recorded(flaky, resume=True, executor=Cut(process, 4, lambda: settle(flaky, 8)), work=tmp_path / "two")
+    for step in (6, 8, 10, 12):  # the process of the first one wrote on, as a real one that is killed does not
+        (tmp_path / f"one/checkpoints/{step:012d}.safetensors").unlink()
+    before = contents(tmp_path / "one")
+
+    def fail(operation, path):
+        if operation == "read" and path.endswith("8.safetensors"):
+            raise ConnectionError("the network is down")
+
+    Flaky.fail = staticmethod(fail)
+    with pytest.raises(StoreError, match="the network is down"):
+        recorded(flaky, resume=True, work=tmp_path / "one")
+    found = contents(tmp_path / "one")
+    assert {name: found.get(name) for name in before} == before
+    recorded(tmp_path / "one", resume=True)
+    assert json.loads((tmp_path / "one/journal.json").read_bytes())["resumes"] == [4]
+    accepted(tmp_path / "one")
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_state_that_another_process_wrote_in_other_bytes(same, flaky, recorded, process, tmp_path):
     """Sizes agree, and the log of the working folder is the longer one: it is copied again. Else once is enough."""

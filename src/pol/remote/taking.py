@@ -46,19 +46,19 @@ def take_up(mirror: Mirror, progress: Progress, *, resume: bool) -> None:
             raise UsageError(
                 f"{folder} holds another recording than {url}: name another folder with --work, or remove this one"
             )
-        if LOG in there and _lines(folder) < _lines_there(fetched):
-            for name in (JOURNAL, LOG):  # those at the URL go on further
-                (folder / name).unlink(missing_ok=True)
-        before = ProofDirectory(folder).sizes().keys()
+        before, behind = ProofDirectory(folder).sizes().keys(), _is_behind(fetched)
         fetched.bring()
         brought = ProofDirectory(folder).sizes().keys() - before
+        if behind:
+            for name in (JOURNAL, LOG):  # after all that the log names: what is here can be resumed until then
+                fetched.renew(name)
+                brought.add(name)
     mirror.begin(there, brought)
 
 
-def _lines(folder: Path) -> int:
-    path = folder / LOG
-    return ProofDirectory(folder).read(LOG, MAX_LOG_FILE).count(b"\n") if path.exists() else 0
-
-
-def _lines_there(fetched: Fetched) -> int:
-    return fetched.place.read(LOG, 0, fetched.size(LOG)).count(b"\n")
+def _is_behind(fetched: Fetched) -> bool:
+    """Whether a log is here, and the one at the URL has more lines."""
+    if not (fetched.path / LOG).exists() or not fetched.has(LOG):
+        return False
+    here = ProofDirectory(fetched.path).read(LOG, MAX_LOG_FILE)
+    return here.count(b"\n") < fetched.place.read(LOG, 0, fetched.size(LOG)).count(b"\n")
