@@ -9,7 +9,19 @@ from pathlib import Path
 from pol.errors import UsageError
 from pol.remote.fetched import Fetched, Progress
 from pol.remote.mirror import Mirror
-from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOCK, LOG, MAX_LOG_FILE, ORDER, SECRET, ProofDirectory
+from pol.store import (
+    ATTESTATION,
+    DATASET,
+    GENESIS,
+    JOURNAL,
+    LOCK,
+    LOG,
+    MAX_LOG_FILE,
+    ORDER,
+    SECRET,
+    ProofDirectory,
+    checkpoint_step,
+)  # fmt: skip
 
 
 def working_folder(url: str) -> Path:
@@ -50,10 +62,23 @@ def take_up(mirror: Mirror, progress: Progress, *, resume: bool) -> None:
         fetched.bring()
         brought = ProofDirectory(folder).sizes().keys() - before
         if behind:
-            for name in (JOURNAL, LOG):  # after all that the log names: what is here can be resumed until then
+            differing = sorted(name for name in before if checkpoint_step(name) is not None and _differs(fetched, name))
+            for name in (*differing, JOURNAL, LOG):  # the log last: what is here can be resumed until then
                 fetched.renew(name)
                 brought.add(name)
     mirror.begin(there, brought)
+
+
+def _differs(fetched: Fetched, name: str) -> bool:
+    """Whether a checkpoint that is here is laid out otherwise than the one at the URL."""
+    if not fetched.has(name):
+        return False
+    size = fetched.size(name)
+    with (fetched.path / name).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        begin = file.read(min(8 + length, size))
+    return (fetched.path / name).stat().st_size != size or begin != fetched.place.read(name, 0, len(begin))
 
 
 def _is_behind(fetched: Fetched) -> bool:
