@@ -29,8 +29,8 @@ from pol.verifier.bind import model_entries
 from test_resume import Cut, Killed
 from zoo.tools import ZOO, check, train
 
-BACKBONE, AVERAGED, LATE, SHUFFLED = (
-    f"{ZOO / 'zoo_large.py'}:{name}" for name in ("Backbone", "Averaged", "Late", "Shuffled")
+BACKBONE, AVERAGED, LATE, SHUFFLED, THAWED, BOTH = (
+    f"{ZOO / 'zoo_large.py'}:{name}" for name in ("Backbone", "Averaged", "Late", "Shuffled", "Thawed", "Both")
 )
 FROZEN = "parameter/model.0.weight"
 
@@ -145,6 +145,17 @@ def test_what_torch_does_not_count_late_stops_the_recording_and_resuming_mends_i
     assert max(files(tmp_path / "p")) == 4  # the steps after it are lost
     train(LATE, tmp_path / "p", every=1, keep=4, resume=True)
     assert check(tmp_path / "p", LATE).verdict is Verdict.ACCEPT
+
+
+@pytest.mark.parametrize(
+    ("recipe", "keep", "resumes"), [(THAWED, 3, []), (THAWED, 4, [8]), (BOTH, 5, [5]), (BOTH, 12, [0])]
+)
+def test_what_was_counted_on_and_is_written_is_recorded_again(tmp_path, recipe, keep, resumes):
+    """Nobody can see any more whether it had been the same; so the steps since the last kept state are taken again."""
+    train(recipe, tmp_path / "p", every=1, keep=keep)
+    assert check(tmp_path / "p", recipe).verdict is Verdict.ACCEPT
+    data = (tmp_path / "p" / JOURNAL).read_bytes()
+    assert canonical.decode(data, Journal, what=JOURNAL, limit=MAX_JOURNAL).resumes == resumes
 
 
 def test_a_stale_digest_would_not_be_sealed(tmp_path):

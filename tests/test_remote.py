@@ -16,6 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 import pol
+from pol.checkpoint import gather, read_entries
 from pol.cli import main
 from pol.errors import FormatError, Incomplete, StoreError, UsageError
 from pol.executors.local import LocalProcess
@@ -29,9 +30,11 @@ from pol.remote.mirror import Mirror
 from pol.remote.place import Place, is_url
 from pol.remote.taking import working_folder
 from pol.responder import regenerate
+from pol.store import ProofDirectory
 from zoo.tools import KEY, ZOO, check, train
 
 MOMENTUM = f"{ZOO / 'zoo_states.py'}:Momentum"
+BACKBONE = f"{ZOO / 'zoo_large.py'}:Backbone"
 SLOW = f"{ZOO / 'zoo_slow.py'}:Slow"
 EVERY = 2
 """Twelve steps make six intervals."""
@@ -304,6 +307,87 @@ def test_a_state_that_is_lost_here_comes_from_there(flaky, recorded, process, tm
     recorded(flaky, resume=True, work=work)
     assert json.loads((work / "journal.json").read_bytes())["resumes"] == [8]
     accepted(flaky)
+
+
+def test_a_log_that_cannot_be_fetched_costs_none_of_the_states_here(flaky, recorded, process, tmp_path):
+    """Another machine went further, and the place fails while this one fetches what it lacks."""
+    with pytest.raises(Killed):
+        recorded(flaky, executor=Cut(process, 4, lambda: settle(flaky, 4)), work=tmp_path / "one")
+    with pytest.raises(Killed):
+        recorded(flaky, resume=True, executor=Cut(process, 4, lambda: settle(flaky, 8)), work=tmp_path / "two")
+    for step in (6, 8, 10, 12):  # the process of the first one wrote on, as a real one that is killed does not
+        (tmp_path / f"one/checkpoints/{step:012d}.safetensors").unlink()
+    before = contents(tmp_path / "one")
+
+    def fail(operation, path):
+        if operation == "read" and path.endswith("8.safetensors"):
+            raise ConnectionError("the network is down")
+
+    Flaky.fail = staticmethod(fail)
+    with pytest.raises(StoreError, match="the network is down"):
+        recorded(flaky, resume=True, work=tmp_path / "one")
+    found = contents(tmp_path / "one")
+    assert {name: found.get(name) for name in before} == before
+    recorded(tmp_path / "one", resume=True)
+    assert json.loads((tmp_path / "one/journal.json").read_bytes())["resumes"] == [4]
+    accepted(tmp_path / "one")
+
+
+@pytest.fixture
+def two_machines(flaky, recorded, process, tmp_path):
+    """One recorded up to step 8, which is not at the URL; another went on there from step 4, up to the end."""
+
+    def fail(operation, path):
+        if operation == "put" and "000000000008" in path:
+            raise ConnectionError("the network is down")
+
+    def run(work, **options):
+        return recorded(flaky, BACKBONE, keep=2, work=tmp_path / work, warn=lambda _: None, **options)
+
+    Flaky.fail = staticmethod(fail)
+    with pytest.raises(Killed):
+        run("one", executor=Cut(process, 6, lambda: settle(flaky, 4)))
+    for step in (10, 12):  # its process wrote on, as a real one that is killed does not
+        (tmp_path / f"one/checkpoints/{step:012d}.safetensors").unlink(missing_ok=True)
+    mends()
+    with pytest.raises(Killed):
+        run("two", resume=True, executor=Cut(process, 6, lambda: settle(flaky, 12)))
+    return run
+
+
+def test_a_machine_that_comes_back_after_another_one(flaky, two_machines, tmp_path):
+    """It has its own state after 8 steps, and gets that after 12 from the URL, which names what is stored once."""
+    two_machines("one", resume=True)
+    assert check(flaky, BACKBONE).verdict is Verdict.ACCEPT
+    assert check(tmp_path / "one", BACKBONE).verdict is Verdict.ACCEPT
+
+
+def test_a_state_that_is_laid_out_otherwise_is_fetched(flaky, two_machines, tmp_path):
+    """Wherever it comes from: here one in which all content is written again."""
+    one, name = tmp_path / "one", "checkpoints/000000000004.safetensors"
+    store = ProofDirectory(one)
+    gather(store, name, read_entries(store, name), one / "new")
+    (one / "new").replace(one / name)
+    two_machines("one", resume=True)
+    assert (one / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert check(flaky, BACKBONE).verdict is Verdict.ACCEPT
+
+
+def test_a_third_machine_goes_on_from_what_two_have_written(flaky, two_machines, tmp_path):
+    """The first one's log is as long, so it copies its own states; it is gone when one of them has been copied."""
+    shutil.copy(tmp_path / "two/checkpoints/000000000012.safetensors", tmp_path / "one/checkpoints")
+    shutil.copy(tmp_path / "two/log.jsonl", tmp_path / "one")
+
+    def fail(operation, path):
+        if operation in ("put", "write") and path.endswith(("12.safetensors.tmp", "log.jsonl.tmp")):
+            raise ConnectionError("the network is down")
+
+    Flaky.fail = staticmethod(fail)
+    with pytest.raises(StoreError, match="the network is down"):
+        two_machines("one", resume=True)
+    mends()
+    two_machines("three", resume=True)
+    assert check(flaky, BACKBONE).verdict is Verdict.ACCEPT
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -23,6 +23,7 @@ from pol.store import Lock
 from zoo.tools import KEY, ZOO, check, train
 
 MOMENTUM = f"{ZOO / 'zoo_states.py'}:Momentum"
+BACKBONE = f"{ZOO / 'zoo_large.py'}:Backbone"
 SLOW = f"{ZOO / 'zoo_slow.py'}:Slow"
 EVERY = 2
 """Twelve steps make six intervals."""
@@ -133,6 +134,15 @@ def test_cut_between_checkpoint_and_log_line(number, keep, begun, whole):
     if lines == EVENTS - 1:
         kept = 12
     assert journal(out)["resumes"] == ([kept] if lines else [])
+
+
+@pytest.mark.parametrize("number", [2, 4, 7])
+def test_files_name_the_same_holders_wherever_they_were_cut(number, begun, whole):
+    """What is stored once is stored once; and so a file can stand beside those of another process."""
+    out = begun(2, BACKBONE)
+    interrupt(out, number, BACKBONE, keep=2)
+    resume(out, BACKBONE, keep=2)
+    assert_as_if_uninterrupted(out, whole(2, BACKBONE), BACKBONE)
 
 
 def test_cut_again_and_again(begun, whole):

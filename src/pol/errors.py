@@ -31,6 +31,10 @@ class ReplayError(PolError):
     """A training program could not be run, or could not be entered again."""
 
 
+class Unsure(ReplayError):
+    """Some of the last records of a training may be wrong, and nobody can tell: they are to be made again."""
+
+
 class StoreError(PolError):
     """Our own disk failed us (not the proof: that is IntegrityError)."""
 

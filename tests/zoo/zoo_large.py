@@ -48,6 +48,37 @@ class Late(Averaged):
                 run.commit(loss=super().step(parts, batch) if late else Backbone.step(self, parts, batch))
 
 
+class Thawed(Backbone):
+    """A large tensor that stays for nine steps, and is then scaled in a way that torch counts."""
+
+    def build(self):
+        parts = super().build()
+        return {**parts, "average": nn.Linear(WIDTH, 3).requires_grad_(False)}
+
+    def train(self, run):
+        parts = run.attach(**self.build())
+        for _ in run.epochs(self.num_epochs):
+            for batch in run.batches(self.data(), size=self.batch_size):
+                step = run.step
+                loss = super().step(parts, batch)
+                self.between(step, parts.average.weight)
+                run.commit(loss=loss)
+
+    def between(self, step, weight):
+        if step == 9:
+            with torch.no_grad():
+                weight.mul_(0.5)
+
+
+class Both(Thawed):
+    """The same, but three steps earlier it is scaled in a way that torch does not count."""
+
+    def between(self, step, weight):
+        if step == 6:
+            weight.data.mul_(0.5)
+        super().between(step, weight)
+
+
 class Shuffled(Backbone):
     """A large buffer that is another tensor at each step, with the same numbers in another order."""
 

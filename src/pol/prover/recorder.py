@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from pol import canonical, messages, seeds
+from pol.committed import Start
 from pol.declaration import difference
-from pol.errors import IntegrityError, PolError, ReplayError, StoreError, UsageError
+from pol.errors import IntegrityError, PolError, ReplayError, StoreError, Unsure, UsageError
 from pol.executors.local import Executor
 from pol.interval import Origin
 from pol.keys import SigningKey
@@ -185,6 +186,19 @@ class Recorder:
     def train(self, genesis: Genesis, beacon: Beacon) -> None:
         """Take the steps that are left, writing the log as they come."""
         start = self._files.rewind(genesis, self._progress)
+        try:
+            self._train(genesis, beacon, start, trust=start.root is None)
+        except Unsure:  # as if it had been stopped and resumed, which needs nobody to do it
+            start = self._files.rewind(genesis, self._progress)
+            self._train(genesis, beacon, start, trust=False)
+
+    def _train(self, genesis: Genesis, beacon: Beacon, start: Start, *, trust: bool) -> None:
+        """Take the steps from ``start``. What was counted on wrongly is why some recordings are taken up again: so only
+        one that was not may ``trust``.
+
+        Raises:
+            Unsure: the steps since the last kept state are to be taken again.
+        """
         if start.step == genesis.spec.steps:
             return
         path = None if start.checkpoint is None else str(start.checkpoint)
@@ -195,7 +209,7 @@ class Recorder:
             keep=genesis.spec.keep,
             directory=str(self._files.checkpoints),
             start=messages.Segment(start=start.step, stop=genesis.spec.steps, checkpoint=path, counts=start.counts),
-            trust=start.root is None,  # what was counted on wrongly is why some recordings are taken up again
+            trust=trust,
         )
         for event in self._executor.run(job):
             match event:
@@ -258,7 +272,8 @@ def _seeds_itself(first: messages.Built, second: messages.Built) -> bool:
 def failure(event: messages.Failed) -> PolError:
     """The exception of a failed job."""
     kinds: dict[str, type[PolError]] = {
-        "IntegrityError": IntegrityError, "StoreError": StoreError, "UsageError": UsageError,
+        "IntegrityError": IntegrityError, "StoreError": StoreError, "Unsure": Unsure,
+        "UsageError": UsageError,
     }  # fmt: skip
     return kinds.get(event.kind, ReplayError)(event.message)
 

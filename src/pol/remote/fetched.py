@@ -125,6 +125,15 @@ class Fetched(ProofDirectory):
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def renew(self, name: str) -> None:
+        """Fetch a file in place of the one that is here, which stays until all of the other is.
+
+        Raises:
+            FormatError: there is none, or it is not what was listed.
+            StoreError: the place cannot be reached, or our disk refused.
+        """
+        fetch(self.place, name, self.size(name), self.path / name, lambda _: None)
+
     def _fetch(self, name: str, tell: Callable[[int], None]) -> None:
         """Copy a file here, if it is not.
 

@@ -9,7 +9,19 @@ from pathlib import Path
 from pol.errors import UsageError
 from pol.remote.fetched import Fetched, Progress
 from pol.remote.mirror import Mirror
-from pol.store import ATTESTATION, DATASET, GENESIS, JOURNAL, LOCK, LOG, MAX_LOG_FILE, ORDER, SECRET, ProofDirectory
+from pol.store import (
+    ATTESTATION,
+    DATASET,
+    GENESIS,
+    JOURNAL,
+    LOCK,
+    LOG,
+    MAX_LOG_FILE,
+    ORDER,
+    SECRET,
+    ProofDirectory,
+    checkpoint_step,
+)  # fmt: skip
 
 
 def working_folder(url: str) -> Path:
@@ -46,19 +58,32 @@ def take_up(mirror: Mirror, progress: Progress, *, resume: bool) -> None:
             raise UsageError(
                 f"{folder} holds another recording than {url}: name another folder with --work, or remove this one"
             )
-        if LOG in there and _lines(folder) < _lines_there(fetched):
-            for name in (JOURNAL, LOG):  # those at the URL go on further
-                (folder / name).unlink(missing_ok=True)
-        before = ProofDirectory(folder).sizes().keys()
+        before, behind = ProofDirectory(folder).sizes().keys(), _is_behind(fetched)
         fetched.bring()
         brought = ProofDirectory(folder).sizes().keys() - before
+        if behind:
+            differing = sorted(name for name in before if checkpoint_step(name) is not None and _differs(fetched, name))
+            for name in (*differing, JOURNAL, LOG):  # the log last: what is here can be resumed until then
+                fetched.renew(name)
+                brought.add(name)
     mirror.begin(there, brought)
 
 
-def _lines(folder: Path) -> int:
-    path = folder / LOG
-    return ProofDirectory(folder).read(LOG, MAX_LOG_FILE).count(b"\n") if path.exists() else 0
+def _differs(fetched: Fetched, name: str) -> bool:
+    """Whether a checkpoint that is here is laid out otherwise than the one at the URL."""
+    if not fetched.has(name):
+        return False
+    size = fetched.size(name)
+    with (fetched.path / name).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        begin = file.read(min(8 + length, size))
+    return (fetched.path / name).stat().st_size != size or begin != fetched.place.read(name, 0, len(begin))
 
 
-def _lines_there(fetched: Fetched) -> int:
-    return fetched.place.read(LOG, 0, fetched.size(LOG)).count(b"\n")
+def _is_behind(fetched: Fetched) -> bool:
+    """Whether a log is here, and the one at the URL has more lines."""
+    if not (fetched.path / LOG).exists() or not fetched.has(LOG):
+        return False
+    here = ProofDirectory(fetched.path).read(LOG, MAX_LOG_FILE)
+    return here.count(b"\n") < fetched.place.read(LOG, 0, fetched.size(LOG)).count(b"\n")

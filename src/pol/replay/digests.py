@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pol.errors import ReplayError
+from pol.errors import ReplayError, Unsure
 from pol.replay.state import State
 from pol.replay.tensors import content_digest
 from pol.statetree import Entry
@@ -29,6 +29,8 @@ class _Known:
     content: bytes
     looks: int = 0
     """How often it was found unchanged; -1 when it changed without torch's counting it."""
+    counted_on: bool = False
+    """Whether it was taken to be the same since it was hashed last."""
 
     def is_still(self, tensor: torch.Tensor) -> bool:
         return self.tensor() is tensor and self.mark == _mark(tensor)
@@ -40,7 +42,10 @@ class Digests:
     Torch counts what is written into a tensor. A large one that it did not count for some boundaries, and that was
     the same, is taken to be the same until a state is kept; then everything is hashed. Some ways of writing are not
     counted (``.data``, numpy): where they come early the tensor is never trusted, and where they come late the
-    recording stops before that state is kept.
+    recording stops before that state is kept. If such a tensor is written in a way that is counted before then, nobody
+    can see any more whether it had been the same: the steps since the last kept state are taken again.
+
+    What is changed in a way that is not counted, and changed back before a state is kept, is not noticed.
     """
 
     def __init__(self, *, trust: bool) -> None:
@@ -50,11 +55,16 @@ class Digests:
         self.unchanged: set[str] = set()
         """Keys that were not hashed again at the last boundary."""
 
+    def count_on_nothing(self) -> None:
+        """From now on everything is hashed every time."""
+        self._trust = False
+
     def of(self, state: State, *, kept: bool) -> list[tuple[Entry, bytes]]:
         """Entries in the order of the state tree, with the digests of their contents.
 
         Raises:
             ReplayError: a tensor was changed, and earlier records took it to be the same.
+            Unsure: it may have been, but was written in another way since.
         """
         self.unchanged = set()
         return [(entry, self._content(entry.key, tensor, kept=kept)) for entry, tensor in state.entries()]
@@ -65,24 +75,35 @@ class Digests:
         known = self._known.get(key)
         if known is None or not known.is_still(tensor):
             content, looks = content_digest(tensor), -1 if known is not None and known.looks < 0 else 0
+            if known is not None and known.counted_on and content != known.content:
+                raise Unsure(
+                    f"{_said(key)} was written after boundaries at which it was taken to be the same: the steps since "
+                    "the last kept state are to be recorded again, counting on nothing"
+                )
             self._known[key] = _Known(weakref.ref(tensor), _mark(tensor), content, looks)
             return content
         trusted = known.looks >= LOOKS
         if trusted and not kept:
             self.unchanged.add(key)
+            known.counted_on = True
             return known.content
         content = content_digest(tensor)
         if content != known.content:
             if trusted:
                 raise ReplayError(
-                    f"{key.replace('/', ' ', 1)} was changed in a way that torch does not count (.data, numpy), so the "
+                    f"{_said(key)} was changed in a way that torch does not count (.data, numpy), so the "
                     "records since the last kept state may be wrong. Resume: a recording that was taken up again "
                     "counts on nothing. Or write with torch.no_grad() instead"
                 )
             known.looks, known.content = -1, content
         elif known.looks >= 0:
             known.looks += 1
+        known.counted_on = False
         return content
+
+
+def _said(key: str) -> str:
+    return key.replace("/", " ", 1)
 
 
 def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:

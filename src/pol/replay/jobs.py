@@ -245,6 +245,8 @@ def _opening(job: Train, entry: Entry, frame: Frame, writer: Writer) -> Position
     opened = state or position.state
     assert opened is not None
     opened.contents = opened.digests()
+    if state is None:
+        writer.goes_on(position.step, opened.contents)
     writer.add(Opened(step=position.step, root=state_root(opened.contents)), position.step, state)
     writer.tell(wait=True)  # files that are opened while the program is entered are taken for its own
     return position

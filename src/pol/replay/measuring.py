@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
-from pol.errors import UsageError
+from pol.errors import Unsure, UsageError
 from pol.interval import Interval, Momenta
 from pol.messages import Measure, Measured, Opened, Recorded
 from pol.replay.data import sample_leaf
@@ -28,6 +28,7 @@ from pol.replay.state import State
 from pol.replay.telling import Emit, Progress
 from pol.replay.tensors import content
 from pol.replay.writer import Writer
+from pol.statetree import Entry as StateEntry
 from pol.statetree import state_root
 from pol.traces import Timings
 
@@ -87,7 +88,7 @@ class Clocks:
         self._job, self._writer, self._progress = job, writer, progress
         self._recorder = IntervalRecorder(
             every=job.every, start=0, last=NEVER, batch_key=bytes.fromhex(job.batch_key), emit=self._record,
-            on_step=self._stepped, digests=Digests(trust=True), kept=self._kept,
+            on_step=self._stepped, digests=_Digests(trust=True), kept=self._kept,
         )  # fmt: skip
         self._began = perf_counter()
         self.bare: list[float] = []
@@ -163,6 +164,18 @@ class Clocks:
         late = perf_counter() - self._began > job.seconds and step >= job.least
         if late or step + length > min(job.most, total):
             raise Arrived
+
+
+class _Digests(Digests):
+    """A recording that becomes unsure goes back, and counts on nothing from then on; here it need not go back."""
+
+    def of(self, state: State, *, kept: bool) -> list[tuple[StateEntry, bytes]]:
+        """See ``Digests``."""
+        try:
+            return super().of(state, kept=kept)
+        except Unsure:
+            self.count_on_nothing()
+            return super().of(state, kept=kept)
 
 
 class ClockedDriver(Driver):

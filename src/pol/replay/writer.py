@@ -8,6 +8,7 @@ intervals, and always by the thread that trains.
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 
-from pol.container import Location
+from pol.container import Location, Placed, header_length, parse_header
+from pol.errors import FormatError, IntegrityError
 from pol.messages import EventType
 from pol.packing import LEAST
 from pol.replay.files import save_atomically
@@ -57,6 +59,18 @@ class Writer:
             written = self._thread.submit(save_atomically, copy, path, held=held)
         self._waiting.append((written, event))
         self.tell()
+
+    def goes_on(self, step: int, contents: list[tuple[Entry, bytes]]) -> None:
+        """The recording is taken up at a state that is written: from here on files name what they would have named.
+
+        Raises:
+            IntegrityError: its file is no checkpoint.
+        """
+        path = self._directory / checkpoint_name(step)
+        try:
+            self._holders.goes_on(step, contents, header_of(path))
+        except FormatError as error:
+            raise IntegrityError(f"{path.name}: not a checkpoint file: {error}") from None
 
     def tell(self, *, wait: bool = False) -> None:
         """Tell what is due; what went wrong in writing is raised here.
@@ -112,6 +126,33 @@ class Holders:
             now[same] = place or Location(step, entry.key)
         self._last = now
         return held
+
+    def goes_on(self, step: int, contents: list[tuple[Entry, bytes]], placed: list[Placed]) -> None:
+        """As if the state after ``step`` steps, which is ``placed`` in its file, had been the last one.
+
+        Whoever takes a recording up then names the same holders, so its states can stand beside another process's.
+        """
+        held = {slot.entry.key: slot.held for slot in placed}
+        self._last = {
+            (entry.dtype, *entry.shape, content): held.get(entry.key) or Location(step, entry.key)
+            for entry, content in reversed(contents)  # of equal ones in one file the first counts
+            if entry.num_bytes >= LEAST
+        }
+
+
+def header_of(path: Path) -> list[Placed]:
+    """The entries of a checkpoint file as its own header tells.
+
+    Raises:
+        FormatError: it is no checkpoint.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = header_length(file.read(8), size, path.name)
+            return parse_header(file.read(length), size, path.name)
+    except OSError as error:
+        raise FormatError(f"{path.name}: {error.strerror}") from None
 
 
 def checkpoint_name(step: int) -> str:
