@@ -183,6 +183,11 @@ def early_count(forger):
     forger.replace(20, schedules={"schedule": interval.schedules["schedule"] + 1})
 
 
+def other_constant(forger):
+    """One step in the middle at another rate than the declared one, that no schedule moves."""
+    forger.replace(20, learning_rates=[Rates(steps=1, values=["0.01", "0.011"])])
+
+
 def teleport(forger):
     """One step in the middle has the loss of another model."""
     forger.replace(12, loss="1e-06")
@@ -200,6 +205,7 @@ BAD = {
     "rates to and fro": (OWN, {"schedule": "to and fro"}, "reversals", None, 4, "38 times, first at step 2, the rate"),
     "fitted rates": (f"{ORDINARY}:ByHand", {"loss": "fitted"}, "reversals", None, 4, "times, first at step"),
     "another rate": (OWN, other_rate, "scheduled", None, 5, "is 0.04 at step 20, where the schedule schedule gives"),
+    "another constant rate": (OWN, other_constant, "scheduled", None, 4, "0.011 at step 20, in parameter group 1"),
     "a count too early": (OWN, early_count, "scheduled", None, 5, "the learning rate is"),
     "no new gradient": (OWN, {"optimizer": "no new gradient"}, "momentum", None, 4, "dampening of optimizer, group"),
     "a large eps": (OWN, {"optimizer": "large eps"}, "eps", None, 4, "eps of optimizer, group 0, is 1000000"),
@@ -226,7 +232,8 @@ BAD = {
 
 def bad(name):
     recipe, made, key, value, step, words = BAD[name]
-    path = recorded(recipe, **made) if isinstance(made, dict) else forged(made, recipe, schedule="cosine", lr=0.01)
+    settings = {"lr": 0.01} if made is other_constant else {"schedule": "cosine", "lr": 0.01}
+    path = recorded(recipe, **made) if isinstance(made, dict) else forged(made, recipe, **settings)
     return path, recipe, key, getattr(PRESET, key) if value is None else value, step, words
 
 

@@ -318,6 +318,23 @@ def test_policy_keys_are_those_of_the_code():
     assert found == expected
 
 
+def test_bounds_of_the_preset_are_those_of_the_page():
+    preset, found = policies.load("tolerance").bounds, {}
+    for table in ("What is bounded in step 4", "What is bounded in step 5"):
+        for row in rows(ROOT / "docs" / "policies.md", table):
+            for name in row[0].replace("`", "").split(", "):
+                found[name] = row[1]
+    assert set(found) == set(preset.__struct_fields__)
+    for name, written in found.items():
+        value = getattr(preset, name)
+        if name == "schedules":
+            assert written == "those of torch, `by hand`"
+        elif isinstance(value, bool):
+            assert written == str(value).lower(), name
+        else:
+            assert float(written) == value, name
+
+
 def test_policy_presets_are_those_of_the_code():
     assert [row[0].strip("`") for row in rows(ROOT / "docs" / "policies.md", "# Policies")] == list(policies.PRESETS)
 

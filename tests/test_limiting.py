@@ -134,13 +134,19 @@ def test_tensors_with_less_noise_have_less():
     tensors = {"parameter/quiet": ["1e-07"], "parameter/still": ["0.0"], "buffer/still": ["0.0"]}
     found = at(noise(every(1e-4), tensors=tensors)).limits
     assert float(found.absolute) == pytest.approx(8e-5, rel=0.02)
-    # One that showed none has the limit of its kind, where its kind has one: here that of all.
-    assert found.tensors == {"parameter/quiet": "8e-07"}
+    # One that showed none has the limit of its kind; where its kind showed none, no more than the preset gives.
+    assert found.tensors == {"parameter/quiet": "8e-07", "buffer/still": repr(UNSEEN[1])}
     tensors = {"optimizer/loud": ["1e-05"], "parameter/quiet": ["1e-07"], "parameter/still": ["0.0"]}
     made = noise({"threads 2": lambda *_: seen(1e-4, of="optimizer/loud")}, tensors=tensors | {TENSOR: ["0.0"]})
     assert at(made).limits.tensors == dict.fromkeys(
         ("parameter/model.w", "parameter/quiet", "parameter/still"), "8e-07"
     )  # fmt: skip
+
+
+def test_a_kind_without_noise_has_no_more_than_another_kind_made_of_it():
+    loud = noise({"threads 2": lambda *_: seen(1e-2, of="optimizer/loud")},
+                 tensors={"optimizer/loud": ["0.001"], TENSOR: ["0.0"], "buffer/still": ["0.0"]})  # fmt: skip
+    assert at(loud).limits.tensors == dict.fromkeys((TENSOR, "buffer/still"), repr(UNSEEN[1]))
 
 
 # -- gaps ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from factory import RECIPE, TOLERANCE, factory, known_key, same_every_time
 from pol import policies
 from pol.attacks.registry import REGISTRY
+from pol.attacks.workshop import Workshop
 from pol.auditor import LocalAuditor
 from pol.checkpoint import Checkpoint
 from pol.executors.local import LocalProcess
@@ -27,6 +28,7 @@ from pol.proof.policy import EXACT, Limits, Policy
 from pol.proof.report import Verdict
 from pol.replay import randomness
 from pol.replay.inprocess import InProcess
+from pol.replay.randomness import Streams
 from pol.replay.state import State
 from pol.verifier import rounding, verify
 from zoo.tools import ZOO, train
@@ -235,6 +237,67 @@ def test_other_draws_elsewhere_would_be_rejected_for_rounding_alone(dropping, mo
     """Shown to bite: with nothing drawn anew, an honest run is rejected."""
     monkeypatch.setattr(rounding, "_other_seed", lambda case, repeat: case.seed)
     assert on(Elsewhere(), dropping, recipe=DIGITS[0]).verdict is Verdict.REJECT
+
+
+def moved_by_one(recipe, folder):
+    """A run under rule tolerance whose weights move by one after its seventh step, and that goes on honestly."""
+    train(recipe, folder / "honest", rule="tolerance", key=known_key(1))
+    (folder / "work").mkdir()
+    workshop = Workshop(folder / "honest", known_key(1), recipe, folder / "work", InProcess())
+    forger = workshop.open()
+    forger.intervals = []
+    workshop.train(forger)
+    for key, tensor in forger.states[7].tensors.items():
+        if key.startswith("parameter/"):
+            tensor.add_(1.0)
+    workshop.train(forger, 7)
+    forger.seal(folder / "forged", known_key(1))
+    return folder / "forged"
+
+
+ANY_ORDER = msgspec.structs.replace(LOOSE, order="any", assurance="observed")
+
+
+@pytest.mark.parametrize("name", ["Weighted", "Streaming"])
+def test_what_no_training_gave_is_rejected_whoever_orders_the_data(name, tmp_path):
+    """The order of a sampler or a stream of the recipe's own stays, as that of the seed does."""
+    recipe = f"{ZOO}/zoo_loaders.py:{name}"
+    path = moved_by_one(recipe, tmp_path)
+    report = on(Rounding(1e-7), path, recipe=recipe, policy=ANY_ORDER)
+    assert (report.verdict, report.caught_by) == (Verdict.REJECT, 7), report.reason()
+    assert "explain less than a tenth of the error" in report.reason()
+
+
+def test_where_a_program_sets_its_generators_other_draws_cannot_be_measured(tmp_path):
+    """They are state, which no seed draws anew: what they explain elsewhere is not known."""
+    recipe = f"{ZOO}/zoo_loaders.py:OwnWeighted"
+    assert_undecided(on(Rounding(1e-7), moved_by_one(recipe, tmp_path), recipe=recipe, policy=ANY_ORDER))
+
+
+@pytest.mark.parametrize("name", ["Weighted", "Streaming"])
+def test_an_honest_run_with_an_order_of_its_own_is_never_rejected(name, tmp_path):
+    recipe = f"{ZOO}/zoo_loaders.py:{name}"
+    train(recipe, tmp_path / "p", rule="tolerance")
+    report = on(Elsewhere(), tmp_path / "p", recipe=recipe, policy=ANY_ORDER)
+    assert report.verdict is not Verdict.REJECT, report.reason()
+
+
+def test_redrawing_leaves_samples_and_their_order():
+    """Under another seed the steps draw otherwise, and nothing that chooses the data does."""
+
+    def drawn(streams, begin):
+        begin(streams)
+        return torch.rand(4).tolist()
+
+    plain, redrawn = Streams(bytes(32)), Streams(bytes(32), bytes(range(32)))
+    for begin in (
+        lambda s: s.init(), lambda s: s.sampler(0, []), lambda s: s.iterator(0), lambda s: s.fetch(0, 1),
+    ):  # fmt: skip
+        assert drawn(plain, begin) == drawn(redrawn, begin)
+    for begin in (lambda s: s.step(3, {}), lambda s: s.sample(0, 1, 2), lambda s: s.collate(0, 1)):
+        assert drawn(plain, begin) != drawn(redrawn, begin)
+    assert plain.sample_rng(0, 1, 2).random() != redrawn.sample_rng(0, 1, 2).random()
+    assert plain.seed == redrawn.seed
 
 
 @pytest.mark.slow

@@ -47,10 +47,11 @@ from pol.replay.sources import local_sources
 
 @dataclass(frozen=True)
 class Unlike:
-    """What a calibration wants otherwise of a replay; see ``messages.Replay``. A verifier wants nothing of it."""
+    """What is wanted otherwise of a replay (``messages.Replay``): a verifier redraws, the rest is for a calibration."""
 
     perturbed: Literal["float64", "split"] | None = None
     factors: dict[str, float] = field(default_factory=dict)
+    redrawn: bytes | None = None
 
 
 class Auditor(Protocol):
@@ -292,6 +293,7 @@ class LocalAuditor:
             program=msgspec.structs.replace(program, order=None if order is None else str(order)),
             registered=registered, segments=segments, salt_key=salt_key.hex(),
             save=None if save is None else str(save), saved=saved, perturbed=other.perturbed, factors=other.factors,
+            redrawn=None if other.redrawn is None else other.redrawn.hex(),
         )  # fmt: skip
         with contextlib.closing(self._shared(job)) as events:  # type: ignore[type-var]
             yield from events

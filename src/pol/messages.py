@@ -117,6 +117,8 @@ class Replay(Job, frozen=True, kw_only=True):
     """Of a calibration: the same steps in float64, or every batch in two halves."""
     factors: dict[str, float] = {}
     """Of a calibration: hyperparameters that are multiplied, in every group of every optimizer."""
+    redrawn: str | None = None
+    """Another seed (hex) for what steps, samples and collations draw; what chooses the samples is left as it is."""
 
 
 class TrustingReplay(Job, frozen=True, kw_only=True):

@@ -46,7 +46,8 @@ RUNS = 3
 """Runs where none are asked for: the fewest whose pairs show any spread."""
 
 MAX_EVERY = 10
-"""Longest interval that is measured where nothing else is asked for: the most that the preset ``tolerance`` takes."""
+"""Longest interval that is measured where nothing else is asked for. The preset ``tolerance`` takes single steps; a
+policy of one's own may take more, where a calibration finds a gap."""
 
 
 @dataclass(frozen=True)

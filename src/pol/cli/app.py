@@ -67,7 +67,9 @@ app.command("keygen")(proving.keygen)
 app.command("record")(proving.record)
 app.command("verify", short_help="Verify a proof; the exit code is the verdict.")(verifying.verify)
 app.command("regenerate", short_help="Take steps again for a verifier that asks for states.")(answering.regenerate)
-app.command("calibrate", short_help="Measure how far apart independent runs of a recipe end.")(calibrating.calibrate)
+app.command("calibrate", short_help="Measure what limits a recipe needs, and how far apart its runs end.")(
+    calibrating.calibrate
+)
 app.command("policy", short_help="The presets, or one policy in full.")(demanding.policy)
 app.command("doctor", short_help="Is this training replayable? If not, which state differs, and why.")(examining.doctor)
 app.command("plan", short_help="What verifying under a policy costs, and what it would find.")(planning.plan)

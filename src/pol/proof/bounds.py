@@ -38,7 +38,8 @@ class Bounds(Struct, frozen=True):
     schedules: tuple[str, ...] = ()
     """Types of schedules that are taken; ``by hand`` is for rates that change without one. Empty: any."""
     scheduled: bool = False
-    """Every recorded rate must be one that the recipe's own schedule gives, stepped here as often as the log says."""
+    """Every recorded rate must be one that the recipe's own schedule gives, stepped here as often as the log says; the
+    declared one, where nothing may change it."""
     reversals: Size | None = None
     """Most changes of direction of a group's rate, as a share of the steps, after ten: a rate that jumps to and fro is
     a list of one number per step, in which each may be fitted to its step (attack study, A5)."""

@@ -282,12 +282,18 @@ def _following(found: list[Seen], own: dict[str, float]) -> Recommended:
 
 
 def _own(noise: dict[str, float], whole: float) -> dict[str, str]:
-    """Limits of the tensors that need less than the largest; without noise of its own, one has that of its kind."""
+    """Limits of the tensors that need less than the largest; without noise of its own, one has that of its kind.
+
+    A kind that showed none has that of the preset: the noise of moments says nothing of weights.
+    """
     kinds: dict[str, float] = {}
     for key, value in noise.items():
         kind = key.partition("/")[0]
         kinds[kind] = max(kinds.get(kind, 0.0), value)
-    found = {key: above(MARGIN * (value or kinds[key.partition("/")[0]])) for key, value in noise.items()}
+    found = {
+        key: above(MARGIN * shown) if (shown := value or kinds[key.partition("/")[0]]) else UNSEEN[1]
+        for key, value in noise.items()
+    }
     return {key: repr(limit) for key, limit in sorted(found.items()) if 0 < limit < whole}
 
 

@@ -24,12 +24,13 @@ class Entry:
     Args:
         program: What is entered.
         dataset: Where the dataset is kept from one entry to the next; None: each opens its own.
+        redrawn: Another seed for what the steps draw.
     """
 
-    def __init__(self, program: Program, dataset: Dataset | None = None) -> None:
+    def __init__(self, program: Program, dataset: Dataset | None = None, redrawn: bytes | None = None) -> None:
         self.program = program
         self._dataset = dataset
-        self.streams = Streams(bytes.fromhex(program.seed))
+        self.streams = Streams(bytes.fromhex(program.seed), redrawn)
         self.sources = sources.local_sources(program.reference)
         for name in self.sources:  # of an earlier job in this process; our own modules draw nothing at import
             if not name.startswith("pol."):

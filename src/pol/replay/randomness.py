@@ -49,17 +49,18 @@ def unchanged(state: GlobalState) -> bool:
 
 
 class Streams:
-    """Sets generators from one seed."""
+    """Sets generators from one seed; what steps, samples and collations draw, from another one if it is ``redrawn``."""
 
-    def __init__(self, seed: bytes) -> None:
+    def __init__(self, seed: bytes, redrawn: bytes | None = None) -> None:
         self.seed = seed
         self._stream = Stream(seed, "pol/v1/stream")
+        self._drawn = self._stream if redrawn is None else Stream(redrawn, "pol/v1/stream")
         self._philox = np.random.Philox(0)
         self._philox_state: Any = dict(self._philox.state)
         self._sample_rng = np.random.Generator(self._philox)
 
-    def _set(self, name: str, *numbers: int) -> GlobalState:
-        data = self._stream.draw(3 * 4 * _MT_WORDS, name, *numbers)
+    def _set(self, name: str, *numbers: int, of: Stream | None = None) -> GlobalState:
+        data = (of or self._stream).draw(3 * 4 * _MT_WORDS, name, *numbers)
         a, b, c = (data[i * 4 * _MT_WORDS : (i + 1) * 4 * _MT_WORDS] for i in range(3))
         state = python_state(a), ("MT19937", words(b), _MT_WORDS, 0, 0.0), torch_state(c)
         load(state)
@@ -78,12 +79,12 @@ class Streams:
     def step(self, step: int, attached: dict[str, Any]) -> GlobalState:
         """Before step ``step``; also for the generators that the program attached, by name."""
         for name, generator in attached.items():
-            generators.put(generator, self._stream.draw(generators.size(generator), "generator." + name, step))
-        return self._set("step", step)
+            generators.put(generator, self._drawn.draw(generators.size(generator), "generator." + name, step))
+        return self._set("step", step, of=self._drawn)
 
     def sample(self, epoch: int, position: int, index: int) -> GlobalState:
         """Before one sample is fetched and transformed."""
-        return self._set("sample", epoch, position, index)
+        return self._set("sample", epoch, position, index, of=self._drawn)
 
     def sampler(self, epoch: int, generators: list[torch.Generator]) -> None:
         """Before a sampler of the program's own chooses the order of an epoch; ``generators`` are the sampler's."""
@@ -101,7 +102,7 @@ class Streams:
 
     def sample_rng(self, epoch: int, position: int, index: int) -> np.random.Generator:
         """The generator that a transform is given for one sample, good until the next one is asked for."""
-        key = self._stream.draw(16, "transform", epoch, position, index)
+        key = self._drawn.draw(16, "transform", epoch, position, index)
         # One generator is keyed anew each time: making one costs ten times as much as drawing from it.
         self._philox_state["state"] = {"counter": (0, 0, 0, 0), "key": _TWO_WORDS.unpack(key)}
         self._philox.state = self._philox_state
@@ -109,4 +110,4 @@ class Streams:
 
     def collate(self, epoch: int, batch: int) -> None:
         """Before a batch is put together."""
-        self._set("collate", epoch, batch)
+        self._set("collate", epoch, batch, of=self._drawn)

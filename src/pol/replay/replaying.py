@@ -31,7 +31,7 @@ def replay(job: Replay, emit: Emit) -> None:
 
     At most two large states are in memory: the program's own, and the one from which it will be entered next.
     """
-    entry = Entry(job.program, Dataset())
+    entry = Entry(job.program, Dataset(), None if job.redrawn is None else bytes.fromhex(job.redrawn))
     registered = job.registered
     declared = registered.declaration
     frame = Frame(entry.streams, declared, registered.batches_per_step, entry.external, entry.order)

@@ -20,7 +20,6 @@ from pol.auditor import Auditor
 from pol.checkpoint import Checkpoint
 from pol.errors import PolError
 from pol.proof.report import IntervalResult
-from pol.store import ORDER
 from pol.verifier import rounding, tolerance
 from pol.verifier.case import Case
 from pol.verifier.replayed import segment_of, state_after
@@ -62,7 +61,6 @@ def _error(case: Case, result: IntervalResult, replayed: Path) -> float:
 def _branch(case: Case, auditor: Auditor, result: IntervalResult, replayed: Path, folder: Path) -> str:
     """Which replay from a start that is one rounding off ends within the limits of the record; "" if none does."""
     segment = segment_of(case, result.start)
-    order = rounding.order_file(case, segment, folder / ORDER)
     start, recorded, base = state_after(case, result.start), state_after(case, result.stop), Checkpoint.at(replayed)
     nudged, noise = folder / "nudged.safetensors", dict[str, float]()
     moved = msgspec.structs.replace(segment, checkpoint=str(nudged))
@@ -71,7 +69,7 @@ def _branch(case: Case, auditor: Auditor, result: IntervalResult, replayed: Path
         try:
             shutil.copyfile(start.path, nudged)
             rounding.nudge(nudged, base, repeat, SIZE)
-            if not rounding.replay(case, auditor, moved, folder, case.seed, order):
+            if not rounding.replay(case, auditor, moved, folder):
                 continue
             end = Checkpoint.at(folder / replayed.name)
             _widen(noise, case, base, end, result)

@@ -157,6 +157,26 @@ def rates(case: Case) -> Checks:
     yield passed("rates", f"{', '.join(asked)}: {len(groups)} parameter groups are within bounds at every step")
 
 
+def constant(case: Case) -> Checks:
+    """A rate that nothing in the program may change is recorded as it was declared, at every step."""
+    groups = rated_groups(case.genesis.spec.declaration)
+    fixed = {
+        number: float(canonical.untag(group.hyperparameters["lr"], "lr"))
+        for number, (part, group) in enumerate(groups) if "lr" not in part.dynamic
+    }  # fmt: skip
+    if not case.policy.bounds.scheduled or not fixed:
+        yield passed("constant rates", "the policy does not ask" if fixed else "no declared rate is constant")
+        return
+    for found in recorded(case):
+        for number, declared in fixed.items():
+            if found.values[number] != declared:
+                raise IntegrityError(
+                    f"the learning rate is {found.values[number]:.12g} at step {found.start}, in parameter group "
+                    f"{number}, where {declared:.12g} is declared, and nothing that may change it (bounds.scheduled)"
+                )
+    yield passed("constant rates", f"those of {len(fixed)} parameter groups are as declared at every step")
+
+
 def _multipliers(case: Case, sums: list[float]) -> None:
     groups = rated_groups(case.genesis.spec.declaration)
     for name in sorted({part.name for part, _ in groups}):
@@ -255,4 +275,4 @@ def momenta(case: Case) -> Checks:
     yield passed("momenta", f"of {len(case.momenta)} replays, momenta and betas are at most {bound}")
 
 
-CLAUSES = (run, optimizers, rates, schedules, frozen)
+CLAUSES = (run, optimizers, rates, constant, schedules, frozen)

@@ -7,7 +7,8 @@ from a forgery; two replays on one machine do.
 
 Another machine may also draw other numbers from the same generator: torch drops other features on AMD than on Intel,
 and draws other normal numbers without vector instructions; no recorded fact tells. So as many replays follow in which
-what is drawn in the steps is drawn anew. Samples and their order stay.
+what is drawn in the steps is drawn anew. Samples and their order stay, whoever orders them: the seed, a file, a sampler
+or a stream of the program's own. Where the program sets its generators itself, nothing can be drawn anew.
 """
 
 from __future__ import annotations
@@ -21,12 +22,11 @@ import msgspec
 import numpy as np
 
 from pol import seeds
-from pol.auditor import Auditor
+from pol.auditor import Auditor, Unlike
 from pol.checkpoint import Checkpoint
 from pol.distance import Accumulator, ratio, within
 from pol.errors import PolError
 from pol.messages import Finished, Segment
-from pol.order import epoch_order
 from pol.proof.genesis import registered
 from pol.store import ORDER, checkpoint_path
 from pol.values import CHUNK, decode, floats
@@ -58,25 +58,38 @@ def beyond(case: Case, auditor: Auditor, start: int, replayed: Path, error: floa
         error: Error of all parameters together, as a share of the replayed move.
         folder: Empty, for states.
     """
+    if not _comparable(case, start):
+        return False
     segment = segment_of(case, start)
-    order = order_file(case, segment, folder / ORDER)
 
-    def noise(seed: bytes, repeat: int) -> float:
-        return _noise(case, auditor, segment, replayed, folder, seed, order, repeat)
+    def noise(repeat: int, redrawn: bytes | None = None) -> float:
+        return _noise(case, auditor, segment, replayed, folder, repeat, redrawn)
 
     largest = 0.0
     for repeat in range(REPEATS):
-        found = noise(case.seed, repeat)
+        found = noise(repeat)
         if not within(MARGIN * found, error):
             return False
         largest = max(largest, found)
     if not largest:  # where nothing differed at all, nothing was measured
         return False
-    return all(within(MARGIN * noise(_other_seed(case, repeat), repeat), error) for repeat in range(REPEATS))
+    return all(within(MARGIN * noise(repeat, _other_seed(case, repeat)), error) for repeat in range(REPEATS))
+
+
+def _comparable(case: Case, start: int) -> bool:
+    """Whether all that another machine may draw otherwise can be drawn anew here.
+
+    Not what generators draw that are state. Nor the data of a stream, which may be drawn, too: what it gave here must
+    be what it gave there.
+    """
+    declaration = case.genesis.spec.declaration
+    if declaration.streams == "observed":
+        return False
+    return declaration.order != "stream" or start // case.genesis.spec.every not in case.otherwise
 
 
 def _noise(
-    case: Case, auditor: Auditor, segment: Segment, replayed: Path, folder: Path, seed: bytes, order: Path, repeat: int
+    case: Case, auditor: Auditor, segment: Segment, replayed: Path, folder: Path, repeat: int, redrawn: bytes | None
 ) -> float:
     """How far one replay from a nudged state is off, as a share of the move; infinite where it stops."""
     origin = Path(segment.checkpoint) if segment.checkpoint else case.store.path / checkpoint_path(segment.start)
@@ -85,7 +98,7 @@ def _noise(
     moved = msgspec.structs.replace(segment, checkpoint=str(nudged))
     try:
         nudge(nudged, Checkpoint.at(replayed), repeat, SIZE)
-        if not replay(case, auditor, moved, folder, seed, order):
+        if not replay(case, auditor, moved, folder, redrawn):
             return math.inf
         return _difference_of_moves(*map(Checkpoint.at, (origin, replayed, nudged, folder / replayed.name)))
     except PolError:  # of the replay here, and so nothing about the proof
@@ -96,25 +109,17 @@ def _other_seed(case: Case, repeat: int) -> bytes:
     return seeds.expand(case.seed, "redraw", bytes([repeat]))
 
 
-def order_file(case: Case, segment: Segment, path: Path) -> Path:
-    """The recorded order as a file, for a replay under another seed; epochs outside the segment are holes in it."""
-    if case.genesis.randomness.order == "observed":
-        return case.store.path / ORDER
-    declaration, per_step = case.genesis.spec.declaration, case.genesis.spec.batches_per_step
-    each = declaration.steps_per_epoch(per_step)
-    with path.open("wb") as file:
-        for epoch in range(segment.start // each, (segment.stop - 1) // each + 1):
-            file.seek(4 * declaration.samples * epoch)
-            file.write(epoch_order(case.seed, epoch, declaration.samples).astype("<u4").tobytes())
-    return path
+def replay(case: Case, auditor: Auditor, segment: Segment, folder: Path, redrawn: bytes | None = None) -> bool:
+    """Take the steps of one segment, their draws from another seed if it is given; whether they came to an end.
 
-
-def replay(case: Case, auditor: Auditor, segment: Segment, folder: Path, seed: bytes, order: Path) -> bool:
-    """Take the steps of one segment, under a seed and in an order; whether that came to an end, saved in ``folder``."""
+    The end state is then in ``folder``.
+    """
     genesis = case.genesis
     events = auditor.replay(
-        genesis.profile, genesis.recipe.configuration, seed, registered(genesis, case.r), [segment],
-        seeds.salt_key(case.r), declared=genesis.randomness.declared_seed, order=order, save=folder,
+        genesis.profile, genesis.recipe.configuration, case.seed, registered(genesis, case.r), [segment],
+        seeds.salt_key(case.r), declared=genesis.randomness.declared_seed,
+        order=case.store.path / ORDER if genesis.randomness.order == "observed" else None, save=folder,
+        unlike=Unlike(redrawn=redrawn),
     )  # fmt: skip
     return any(isinstance(event, Finished) for event in list(events))
 
