@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from pol import canonical, policies
+from pol import canonical, checkpoint, policies
 from pol.checkpoint import checkpoint_root, read_entries, read_header
 from pol.errors import ReplayError, StoreError
 from pol.messages import Recorded, Train
@@ -25,7 +25,9 @@ from pol.replay.state import State
 from pol.replay.tensors import content_digest
 from pol.responder import regenerate
 from pol.store import GENESIS, JOURNAL, LOG, ProofDirectory, checkpoint_path
+from pol.verifier import authenticate
 from pol.verifier.bind import model_entries
+from pol.verifier.case import Case
 from test_resume import Cut, Killed
 from zoo.tools import ZOO, check, train
 
@@ -54,6 +56,23 @@ def test_what_stays_is_in_the_first_file_alone(backbone):
         assert slots["parameter/model.2.weight"].file is None
         assert slots["parameter/model.2.weight"].packed
     assert check(backbone, BACKBONE).verdict is Verdict.ACCEPT
+
+
+def test_no_header_is_parsed_twice(backbone):
+    """A file can name one entry of each earlier one: their headers would be parsed as often as there are files."""
+    store, parsed = ProofDirectory(backbone), []
+    alone = {step: read_entries(store, checkpoint_path(step)) for step in files(backbone)}
+
+    def noting(where, name):
+        parsed.append(name)
+        return read_header(where, name)
+
+    found = Case(store=store, policy=policies.load("exact"), model=None, nonce=b"", progress=lambda *_: None)
+    with mock.patch.object(checkpoint, "read_header", noting):
+        list(authenticate.envelopes(found))
+        list(authenticate.contents(found))
+    assert parsed == [checkpoint_path(step) for step in files(backbone)]
+    assert found.checkpoints == alone
 
 
 def test_what_is_named_counts_for_the_root(backbone):

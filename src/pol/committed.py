@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pol.checkpoint import checkpoint_root, read_entries
+from pol.checkpoint import Known, checkpoint_root, read_entries
 from pol.digest import Digest
 from pol.errors import FormatError, IntegrityError, StoreError, UsageError
 from pol.interval import Interval, Origin
@@ -150,12 +150,12 @@ def check_states(path: Path, states: dict[int, StateRoot], tell: Callable[[int, 
     Raises:
         StoreError: one is not the state that the log records.
     """
-    store, digests = ProofDirectory(path), {}
+    store, digests, known = ProofDirectory(path), {}, Known()
     for number, (step, root) in enumerate(sorted(states.items())):
         tell(number, len(states))
         name = checkpoint_path(step)
         try:
-            found = checkpoint_root(store, step, read_entries(store, name))
+            found = checkpoint_root(store, step, read_entries(store, name, known))
             what = f"it is not the state that the log records after {step} steps"
         except FormatError as error:
             found, what = None, f"not a checkpoint file: {error}"
