@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import weakref
 from unittest import mock
 
 import msgspec
@@ -17,7 +18,7 @@ from pol.proof.genesis import read_genesis
 from pol.proof.log import parse_log, root_after
 from pol.proof.report import Verdict
 from pol.release import write_model
-from pol.replay import digests, writer
+from pol.replay import digests, jobs, writer
 from pol.replay.engine import Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.inprocess import InProcess
@@ -105,6 +106,27 @@ def test_a_recording_that_is_taken_up_again_names_no_file_that_is_gone(tmp_path)
     train(BACKBONE, tmp_path / "p", every=2, keep=1, resume=True)
     assert check(tmp_path / "p", BACKBONE).verdict is Verdict.ACCEPT
     assert State.load(files(tmp_path / "p")[12]).tensors.keys() >= {FROZEN}
+
+
+def test_the_state_that_a_recording_is_taken_up_with_is_let_go_of(tmp_path):
+    with pytest.raises(Killed):
+        train(BACKBONE, tmp_path / "p", every=2, keep=1, executor=Cut(4))
+    loaded, alive = [], []
+    begin, save = jobs.position_of, writer.save_atomically
+
+    def noting(segment):
+        position = begin(segment)
+        loaded.extend(map(weakref.ref, position.state.tensors.values()))
+        return position
+
+    def looking(*given, **options):
+        alive.append(sum(tensor() is not None for tensor in loaded))
+        save(*given, **options)
+
+    with mock.patch.object(jobs, "position_of", noting), mock.patch.object(writer, "save_atomically", looking):
+        train(BACKBONE, tmp_path / "p", every=2, keep=1, resume=True)
+    assert len(loaded) > 4
+    assert alive == [0] * 4
 
 
 @pytest.mark.parametrize("step", [0, 4, 12])
