@@ -157,11 +157,18 @@ def test_states_after_a_gap_stay(unfinished):
 
 
 def test_a_recording_without_a_log(unfinished):
-    (unfinished / "log.jsonl").unlink()
-    found = clean(unfinished)
-    assert len(found.removed) == 7
-    assert (found.states, found.kept) == (0, 0)
+    """It may come back from a copy: nothing is removed, as without a genesis."""
+    litter(unfinished, LITTER[:3])
+    (unfinished / "log.jsonl").rename(unfinished.parent / "log")
+    before = contents(unfinished)
+    for dry_run in (True, False):
+        with pytest.raises(IntegrityError, match=r"log\.jsonl: needed for an answer, and not there.*Nothing was remov"):
+            clean(unfinished, dry_run=dry_run)
+    assert contents(unfinished) == before
+    (unfinished.parent / "log").rename(unfinished / "log.jsonl")
+    assert clean(unfinished).states == 5
     resume(unfinished)
+    assert json.loads((unfinished / "journal.json").read_bytes())["resumes"] == [8]
     assert_accepted(unfinished)
 
 

@@ -251,6 +251,7 @@ def test_a_torn_checkpoint(step, length, unfinished, expected):
         resume(unfinished)
     assert (unfinished / "log.jsonl").read_bytes() == lines  # nothing was given up
     path.unlink()
+    remove_after(step, unfinished)
     assert_goes_on(unfinished, expected)
 
 
@@ -262,7 +263,31 @@ def test_a_checkpoint_with_a_flipped_bit(step, unfinished, expected):
     with pytest.raises(StoreError, match=rf"is damaged: it is not the state that the log records after {step} steps"):
         resume(unfinished)
     path.unlink()
+    remove_after(step, unfinished)
     assert_goes_on(unfinished, expected)
+
+
+def remove_after(step, out):
+    """Remove the states that the log names after a missing one, which nothing but its owner does."""
+    later = [out / f"checkpoints/{after:012d}.safetensors" for after in (2, 4, 6, 8) if after > step]
+    if later:
+        before = contents(out)
+        with pytest.raises(StoreError, match=rf"{step:012d}\.safetensors is not there, but later states are: restore"):
+            resume(out)
+        assert contents(out) == before
+    for path in later:
+        path.unlink()
+
+
+def test_a_state_that_was_lost_comes_back_from_a_copy(unfinished, expected):
+    path = unfinished / "checkpoints/000000000004.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    with pytest.raises(StoreError, match=r"0004\.safetensors is not there, but later states are"):
+        resume(unfinished)
+    path.write_bytes(data)
+    assert_goes_on(unfinished, expected)
+    assert json.loads((unfinished / "journal.json").read_bytes())["resumes"] == [8]
 
 
 def test_a_torn_log_goes_on_wherever_it_is_torn(unfinished, expected, tmp_path):

@@ -2,13 +2,14 @@
 
 import shutil
 import threading
+import weakref
 from unittest import mock
 
 import msgspec
 import pytest
 import torch
 
-from pol import canonical, policies
+from pol import canonical, checkpoint, policies
 from pol.checkpoint import checkpoint_root, read_entries, read_header
 from pol.errors import ReplayError, StoreError
 from pol.messages import Recorded, Train
@@ -17,7 +18,7 @@ from pol.proof.genesis import read_genesis
 from pol.proof.log import parse_log, root_after
 from pol.proof.report import Verdict
 from pol.release import write_model
-from pol.replay import digests, writer
+from pol.replay import digests, jobs, writer
 from pol.replay.engine import Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.inprocess import InProcess
@@ -25,7 +26,9 @@ from pol.replay.state import State
 from pol.replay.tensors import content_digest
 from pol.responder import regenerate
 from pol.store import GENESIS, JOURNAL, LOG, ProofDirectory, checkpoint_path
+from pol.verifier import authenticate
 from pol.verifier.bind import model_entries
+from pol.verifier.case import Case
 from test_resume import Cut, Killed
 from zoo.tools import ZOO, check, train
 
@@ -54,6 +57,23 @@ def test_what_stays_is_in_the_first_file_alone(backbone):
         assert slots["parameter/model.2.weight"].file is None
         assert slots["parameter/model.2.weight"].packed
     assert check(backbone, BACKBONE).verdict is Verdict.ACCEPT
+
+
+def test_no_header_is_parsed_twice(backbone):
+    """A file can name one entry of each earlier one: their headers would be parsed as often as there are files."""
+    store, parsed = ProofDirectory(backbone), []
+    alone = {step: read_entries(store, checkpoint_path(step)) for step in files(backbone)}
+
+    def noting(where, name):
+        parsed.append(name)
+        return read_header(where, name)
+
+    found = Case(store=store, policy=policies.load("exact"), model=None, nonce=b"", progress=lambda *_: None)
+    with mock.patch.object(checkpoint, "read_header", noting):
+        list(authenticate.envelopes(found))
+        list(authenticate.contents(found))
+    assert parsed == [checkpoint_path(step) for step in files(backbone)]
+    assert found.checkpoints == alone
 
 
 def test_what_is_named_counts_for_the_root(backbone):
@@ -86,6 +106,27 @@ def test_a_recording_that_is_taken_up_again_names_no_file_that_is_gone(tmp_path)
     train(BACKBONE, tmp_path / "p", every=2, keep=1, resume=True)
     assert check(tmp_path / "p", BACKBONE).verdict is Verdict.ACCEPT
     assert State.load(files(tmp_path / "p")[12]).tensors.keys() >= {FROZEN}
+
+
+def test_the_state_that_a_recording_is_taken_up_with_is_let_go_of(tmp_path):
+    with pytest.raises(Killed):
+        train(BACKBONE, tmp_path / "p", every=2, keep=1, executor=Cut(4))
+    loaded, alive = [], []
+    begin, save = jobs.position_of, writer.save_atomically
+
+    def noting(segment):
+        position = begin(segment)
+        loaded.extend(map(weakref.ref, position.state.tensors.values()))
+        return position
+
+    def looking(*given, **options):
+        alive.append(sum(tensor() is not None for tensor in loaded))
+        save(*given, **options)
+
+    with mock.patch.object(jobs, "position_of", noting), mock.patch.object(writer, "save_atomically", looking):
+        train(BACKBONE, tmp_path / "p", every=2, keep=1, resume=True)
+    assert len(loaded) > 4
+    assert alive == [0] * 4
 
 
 @pytest.mark.parametrize("step", [0, 4, 12])

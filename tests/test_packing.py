@@ -138,6 +138,15 @@ def test_a_table_that_does_not_describe_the_blocks_is_refused(damage):
         opened(damage(data), 4 * count).read(0, 16)
 
 
+def test_blocks_that_lie_outside_of_their_own_tensor_are_refused():
+    """Two whole blocks, so that the end is a multiple of 8 and needs no filling, in a slot of fewer bytes."""
+    data = packing.table([BLOCK, BLOCK]) + NOISE[: 2 * BLOCK]
+    assert opened(data, 2 * BLOCK).read(0, 2 * BLOCK) == NOISE[: 2 * BLOCK]
+    for stored in (8, 64, 8 + BLOCK, BLOCK, 2 * BLOCK):
+        with pytest.raises(FormatError, match=f"do not fill {stored} bytes"):
+            Packed(lambda begin, end: data[begin:end], stored, 2 * BLOCK, 4, "entry x")
+
+
 def test_memory_that_does_not_keep_what_it_is_given_is_noticed(monkeypatch):
     monkeypatch.setattr(packing, "unpack_block", lambda data, length, item: bytes(length))
     with pytest.raises(FormatError, match="broken"):

@@ -242,8 +242,25 @@ def test_lost_checkpoints(lost, begun, whole):
 
 
 def test_lost_log(begun, whole):
+    """Nothing is given up: it may come back from a copy."""
+    out = unfinished(begun)
+    before = contents(out)
+    (out / "log.jsonl").unlink()
+    for beacon in (None, bytes(32)):
+        with pytest.raises(StoreError, match=r"log\.jsonl is not there, but states are: restore it from a copy"):
+            resume(out, beacon=beacon)
+    (out / "log.jsonl").write_bytes(before["log.jsonl"])
+    assert contents(out) == before
+    resume(out)
+    assert journal(out)["resumes"] == [8]
+    assert_as_if_uninterrupted(out, whole())
+
+
+def test_lost_log_and_no_copy(begun, whole):
     out = unfinished(begun)
     (out / "log.jsonl").unlink()
+    for path in (out / "checkpoints").iterdir():
+        path.unlink()
     resume(out)
     assert_as_if_uninterrupted(out, whole())
 

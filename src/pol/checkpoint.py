@@ -11,7 +11,7 @@ from pol.digest import blake3_bytes, blake3_chunks
 from pol.distance import Comparison
 from pol.errors import FormatError, IntegrityError, StoreError
 from pol.layout import Content, write_checkpoint
-from pol.packing import Read
+from pol.packing import LEAST, Read
 from pol.statetree import Entry, StateRoot, state_root
 from pol.store import CHECKPOINTS, ProofDirectory, checkpoint_path, checkpoint_step
 from pol.values import Values
@@ -53,8 +53,17 @@ class Checkpoint:
         return values.chunks(reader(self._store, self.name, slot), 0, slot.entry.num_bytes, slot.entry.dtype)
 
 
-def read_entries(store: ProofDirectory, name: str) -> list[Placed]:
+Known = dict[str, dict[str, Placed]]
+"""What each checkpoint file that was read holds itself for other ones, by key."""
+
+
+def read_entries(store: ProofDirectory, name: str, known: Known | None = None) -> list[Placed]:
     """The entries of a checkpoint file, and where each one's content is: perhaps in an earlier one of its folder.
+
+    Args:
+        store: Where it is.
+        name: Its name there.
+        known: Of the files that were read before, where all of a folder are: no header is parsed twice then.
 
     Raises:
         FormatError: it is not a checkpoint.
@@ -64,10 +73,21 @@ def read_entries(store: ProofDirectory, name: str) -> list[Placed]:
         if held := [slot.entry.key for slot in placed if slot.held is not None]:
             raise FormatError(f"{name}: {held[0]!r} is said to be in another file")
         return placed
-    folder = name.rpartition("/")[0]
-    return resolve(
-        placed, step, name, lambda at: read_header(store, _beside(folder, at)), lambda at: _beside(folder, at)
-    )
+    folder, seen = name.rpartition("/")[0], {} if known is None else known
+    seen[name] = _large(placed)
+
+    def slots(at: int) -> dict[str, Placed]:
+        other = _beside(folder, at)
+        if other not in seen:
+            seen[other] = _large(read_header(store, other))
+        return seen[other]
+
+    return resolve(placed, step, name, slots, lambda at: _beside(folder, at))
+
+
+def _large(placed: list[Placed]) -> dict[str, Placed]:
+    """What other files may name."""
+    return {slot.entry.key: slot for slot in placed if slot.held is None and slot.entry.num_bytes >= LEAST}
 
 
 def _beside(folder: str, step: int) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pol.checkpoint import checkpoint_root, read_entries
-from pol.committed import committed, leftovers
+from pol.committed import committed, lacks_log, leftovers
 from pol.errors import FormatError, IntegrityError, StoreError, UsageError
 from pol.exchange import SharedFolder
 from pol.proof.attestation import MAX_ATTESTATION, read_attestation
@@ -134,6 +134,8 @@ def _there(store: ProofDirectory, needed: set[str]) -> None:
 def _of_unfinished(store: ProofDirectory, found: Cleaned) -> list[Path]:
     sizes = store.sizes()
     if GENESIS in sizes:
+        if lacks_log(store.path):
+            _there(store, {LOG})
         genesis = read_genesis(store.read(GENESIS, 2 * MAX_GENESIS))
         recorded = committed(store.path, genesis)
         steps = [step for step in boundaries(genesis.spec) if step <= recorded.start.step]

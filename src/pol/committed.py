@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pol.checkpoint import checkpoint_root, read_entries
+from pol.checkpoint import Known, checkpoint_root, read_entries
 from pol.digest import Digest
 from pol.errors import FormatError, IntegrityError, StoreError, UsageError
 from pol.interval import Interval, Origin
@@ -52,6 +52,8 @@ class Committed:
     """Checkpoint files after the start: what a crash left, or what comes after a gap."""
     unnamed: list[Path]
     """Of these, the ones that no line of the log names."""
+    gap: Path | None
+    """A state that is missing, while later ones are there that the log names."""
 
 
 def committed(path: Path, genesis: Genesis) -> Committed:
@@ -63,12 +65,13 @@ def committed(path: Path, genesis: Genesis) -> Committed:
     """
     lines, in_proof = _whole_lines(path), set(kept(genesis.spec))
     start, count, states, named = Start(0, None, {}, None), 0, dict[int, StateRoot](), set[int]()
+    missing, gap = list[Path](), None
     if lines:
         origin = decode_record(lines[0], Origin, 1)
         if lines[0] + b"\n" != encode_record(Origin(genesis_digest(genesis), origin.root)):
             raise IntegrityError(f"{path / LOG}: belongs to another genesis; start anew in another directory")
-        whole = (path / checkpoint_path(0)).exists()
-        found = {0: origin.root} if whole else {}
+        missing = [first] if not (first := path / checkpoint_path(0)).exists() else []
+        found = {} if missing else {0: origin.root}
         named.add(0)
         for number, line in enumerate(lines[1:], start=2):
             record = decode_record(line, Interval, number)
@@ -76,8 +79,11 @@ def committed(path: Path, genesis: Genesis) -> Committed:
             if record.stop not in in_proof:
                 continue
             checkpoint = path / checkpoint_path(record.stop)
-            whole = whole and checkpoint.exists()
-            if whole:
+            if not checkpoint.exists():
+                missing.append(checkpoint)
+            elif missing:
+                gap = missing[0]
+            else:
                 start, count = Start(record.stop, checkpoint, record.schedules, record.root), number
                 found[record.stop] = record.root
         states = found if count else {}
@@ -85,14 +91,20 @@ def committed(path: Path, genesis: Genesis) -> Committed:
     steps = {file: checkpoint_step(f"{CHECKPOINTS}/{file.name}") for file in files}
     beyond = sorted(file for file, step in steps.items() if step is not None and (step > start.step or not count))
     return Committed(
-        bool(lines), lines[:count], start, states, beyond, [file for file in beyond if steps[file] not in named]
-    )
+        bool(lines), lines[:count], start, states, beyond, [file for file in beyond if steps[file] not in named],
+        gap,
+    )  # fmt: skip
 
 
 def _whole_lines(path: Path) -> list[bytes]:
     if not (path / LOG).exists():
         return []
     return ProofDirectory(path).read(LOG, MAX_LOG_FILE).split(b"\n")[:-1]  # after the last newline is half a line
+
+
+def lacks_log(path: Path) -> bool:
+    """Whether states are there, and no log, which is written before the first of them."""
+    return not (path / LOG).exists() and any(checkpoint_step(name) is not None for name in ProofDirectory(path).sizes())
 
 
 def leftovers(path: Path) -> list[Path]:
@@ -138,19 +150,19 @@ def check_states(path: Path, states: dict[int, StateRoot], tell: Callable[[int, 
     Raises:
         StoreError: one is not the state that the log records.
     """
-    store, digests = ProofDirectory(path), {}
+    store, digests, known = ProofDirectory(path), {}, Known()
     for number, (step, root) in enumerate(sorted(states.items())):
         tell(number, len(states))
         name = checkpoint_path(step)
         try:
-            found = checkpoint_root(store, step, read_entries(store, name))
+            found = checkpoint_root(store, step, read_entries(store, name, known))
             what = f"it is not the state that the log records after {step} steps"
         except FormatError as error:
             found, what = None, f"not a checkpoint file: {error}"
         if found != root:
             raise StoreError(
                 f"{path / name} is damaged: {what}. Remove it, and resume: the steps after the one before it are taken "
-                "again"
+                "again. If it is not the last one, put a copy in its place, or remove all later ones as well"
             )
         digests[name] = store.sha256(name)  # while its pages are warm
     return digests

@@ -6,7 +6,7 @@ the same proof. Which of these stands in the file's ``__metadata__``; what is as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -77,6 +77,9 @@ class Placed(msgspec.Struct, frozen=True):
             return stored
         item, size = DTYPES[self.entry.dtype], self.entry.num_bytes
         return Packed(stored, self.end - self.begin, size, item, self.entry.key).read
+
+
+Slots = Callable[[int], Iterable[Placed] | Mapping[str, Placed]]
 
 
 def header_length(prefix: bytes, file_size: int, what: str) -> int:
@@ -189,16 +192,14 @@ def _entry(key: str, described: Slot | Note, what: str) -> Entry:
         raise FormatError(f"{what}: {key[:80]!r}: {error}") from None
 
 
-def resolve(
-    placed: Sequence[Placed], step: int, what: str, slots: Callable[[int], Iterable[Placed]], name: Callable[[int], str]
-) -> list[Placed]:
+def resolve(placed: Sequence[Placed], step: int, what: str, slots: Slots, name: Callable[[int], str]) -> list[Placed]:
     """The entries of the state after ``step`` steps, each with the place of its content.
 
     Args:
         placed: Of its own file.
         step: Its own.
         what: Its file, for messages.
-        slots: The entries of an earlier checkpoint file.
+        slots: The entries of an earlier checkpoint file, perhaps by key.
         name: The name of a checkpoint file.
 
     Raises:
@@ -208,9 +209,9 @@ def resolve(
 
 
 def _resolved(
-    placed: Sequence[Placed], step: int, what: str, slots: Callable[[int], Iterable[Placed]], name: Callable[[int], str]
+    placed: Sequence[Placed], step: int, what: str, slots: Slots, name: Callable[[int], str]
 ) -> Iterator[Placed]:
-    known: dict[int, dict[str, Placed]] = {}
+    known: dict[int, Mapping[str, Placed]] = {}
     for slot in placed:
         if slot.held is None:
             yield slot
@@ -219,7 +220,8 @@ def _resolved(
         if at > step:
             raise FormatError(f"{what}: {slot.entry.key!r} is said to be in a later file")
         if at not in known:
-            known[at] = {other.entry.key: other for other in (placed if at == step else slots(at))}
+            there_all = placed if at == step else slots(at)
+            known[at] = there_all if isinstance(there_all, Mapping) else {one.entry.key: one for one in there_all}
         there = known[at].get(slot.held.key)
         if there is None or there.held is not None or _of(there) != _of(slot):
             raise FormatError(f"{what}: {slot.entry.key!r} is not in the file that is said to hold it")

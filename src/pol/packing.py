@@ -78,7 +78,11 @@ class Packed:
             raise FormatError(f"{what}: packed into {stored} bytes, fewer than its table of lengths has")
         lengths = np.frombuffer(read(0, begin), dtype="<u4").tolist()
         ends = list(itertools.accumulate(lengths, initial=begin))
-        if filling(ends[-1]) != read(min(ends[-1], stored), stored) or min(lengths, default=0) < 1:
+        if (
+            ends[-1] > stored  # blocks of another entry
+            or filling(ends[-1]) != read(ends[-1], stored)
+            or min(lengths, default=0) < 1
+        ):
             raise FormatError(f"{what}: its packed blocks do not fill {stored} bytes")
         self._ends = ends
 

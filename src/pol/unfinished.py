@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pol import canonical, seeds
-from pol.committed import Start, check_states, committed, leftovers, names
+from pol.committed import Start, check_states, committed, lacks_log, leftovers, names
 from pol.digest import Digest
 from pol.errors import FormatError, StoreError, UsageError
 from pol.interval import Interval, Origin
@@ -85,6 +85,11 @@ class Unfinished:
             envelope = parse_envelope(data, what=GENESIS, payload_type=genesis_format.PAYLOAD_TYPE, limit=MAX_GENESIS)
             genesis = canonical.decode(envelope.payload_bytes(GENESIS), Genesis, what=GENESIS, limit=MAX_GENESIS)
         verify_envelope(envelope, key.public_pem, GENESIS)
+        if lacks_log(self.path):
+            raise StoreError(
+                f"{self.path / LOG} is not there, but states are: restore it from a copy. Without it they are worth "
+                f"nothing: remove them from {self.checkpoints}, and resume, to begin with the first step"
+            )
         return genesis
 
     @contextlib.contextmanager
@@ -174,7 +179,7 @@ class Unfinished:
         """Cut the log back to what is committed, and remove what lies after it.
 
         Raises:
-            StoreError: a state that is committed is damaged.
+            StoreError: a state that is committed is damaged, or missing.
         """
         self.secret(), self._journal()  # nothing is given up if these are damaged
         for leftover in leftovers(self.path):
@@ -185,6 +190,11 @@ class Unfinished:
             with self._whole(DATASET):
                 if tree(self.leaves()) != genesis.dataset.root:
                     raise FormatError(f"not the leaves whose root {GENESIS} names")
+        if found.gap is not None:
+            raise StoreError(
+                f"{found.gap} is not there, but later states are: restore it from a copy. Or remove all later ones, "
+                "and resume: the steps after the one before it are taken again"
+            )
         self._digests = check_states(
             self.path, found.states, lambda done, total: progress("checking what is there", done, total)
         )
@@ -195,8 +205,7 @@ class Unfinished:
         for file in found.beyond:
             file.unlink()
         self._committed(DATASET, ORDER, SECRET, GENESIS, *map(checkpoint_path, found.states), new=False)
-        if found.lines:
-            self._committed(LOG)
+        self._committed(LOG)  # an empty one, too: where states are, there is always a log
         return found.start
 
     def append(self, record: Origin | Interval, *, kept: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,11 +36,10 @@ from pol.replay.digests import Digests
 from pol.replay.engine import Arrival, Frame, Position, advance
 from pol.replay.entry import Entry
 from pol.replay.files import save_atomically
-from pol.replay.intervals import IntervalRecorder
 from pol.replay.origin import compare, dressed
 from pol.replay.places import Places
 from pol.replay.platforms import this_platform
-from pol.replay.replaying import position_of, replay
+from pol.replay.replaying import Entering, let_go, position_of, replay
 from pol.replay.reseeding import reseeded
 from pol.replay.state import State
 from pol.replay.telling import Emit, Progress
@@ -227,10 +227,11 @@ def _train(job: Train, emit: Emit) -> None:
             progress(step)
 
         position = _opening(job, entry, frame, writer)
-        observer = IntervalRecorder(
+        observer = Entering(
             every=registered.every, start=position.step, last=last, batch_key=bytes.fromhex(registered.batch_key),
             emit=record, on_step=stepped, digests=Digests(trust=job.trust), kept=kept,
         )  # fmt: skip
+        observer.entered = partial(let_go, position)
         end = advance(entry.make, frame, position, None, observer)
     emit(Finished(asides=end.asides, undeclared=entry.undeclared(), waits=writer.waits, waited=writer.waited))
 

@@ -44,7 +44,7 @@ def replay(job: Replay, emit: Emit) -> None:
             position, root = ahead.take()
             if root is not None:
                 emit(Opened(step=segment.start, root=root))
-            observer = _Observer(
+            observer = Entering(
                 every=registered.every,
                 start=segment.start,
                 last=last,
@@ -61,7 +61,7 @@ def replay(job: Replay, emit: Emit) -> None:
     emit(Finished(undeclared=entry.undeclared()))
 
 
-class _Observer(IntervalRecorder):
+class Entering(IntervalRecorder):
     """Says once when the program has been put where its segment starts."""
 
     entered: Callable[[], None] | None = None
@@ -105,7 +105,7 @@ class _Ahead:
         """The program has been put where it was to start: let go of that, and load where the next one starts."""
         if entered.state is not None:
             self._large = sum(tensor.nbytes for tensor in entered.state.tensors.values()) >= _LARGE
-            entered.state.tensors.clear()
+        let_go(entered)
         if (segment := next(self._segments, None)) is not None:
             self._loading = self._thread.submit(_loaded, segment)
 
@@ -140,6 +140,12 @@ def _replayed(
 
 def _shifted(progress: Progress, by: int, step: int) -> None:
     progress(by + step)
+
+
+def let_go(entered: Position) -> None:
+    """The program has been put where it was to start: its state has no further use."""
+    if entered.state is not None:
+        entered.state.tensors.clear()
 
 
 def position_of(segment: Segment) -> Position:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pol import canonical, keys
-from pol.checkpoint import read_entries
+from pol.checkpoint import Known, read_entries
 from pol.errors import AuthenticityError, FormatError
 from pol.proof import attestation, genesis
 from pol.proof.attestation import MAX_ATTESTATION, MAX_JOURNAL, Journal, Statement
@@ -64,13 +64,13 @@ def contents(case: Case) -> Checks:
         raise FormatError(f"{DATASET}: not {case.genesis.dataset.root.size} leaves of 32 bytes, as {GENESIS} says")
     case.leaves = case.store.read(DATASET, MAX_DATASET)
     _order(case)
-    case.checkpoints = {}
+    case.checkpoints, known = {}, Known()
     for name in sorted(case.files):
         step = checkpoint_step(name)
         if step is not None:
             if name != checkpoint_path(step) or step in case.checkpoints:  # read under the one name of its step
                 raise FormatError(f"{name!r}: not the name of the state after {step} steps")
-            case.checkpoints[step] = read_entries(case.store, name)
+            case.checkpoints[step] = read_entries(case.store, name, known)
     yield unpacked(case)
     yield passed("files", f"{len(case.checkpoints)} checkpoints, {len(case.leaves) // 32} sample leaves")
 
