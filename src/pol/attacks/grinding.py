@@ -16,9 +16,10 @@ import torch
 
 from pol import canonical
 from pol.attacks.attack import Attack
+from pol.attacks.deltas import LEAST
 from pol.attacks.foresight import Foresight, seen
 from pol.attacks.forger import Forger
-from pol.attacks.hiding import LEAST, hidden
+from pol.attacks.hiding import hidden
 from pol.attacks.rehearsal import Weights, apart
 from pol.attacks.workshop import Workshop
 from pol.digest import Digest, raw, sha256
