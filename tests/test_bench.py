@@ -19,7 +19,7 @@ from pol import policies
 from pol.attacks import foresight, placing
 from pol.attacks.forger import Forger
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
-from pol.bench import arena, detection, pool, suite
+from pol.bench import arena, detection, pool, running, suite
 from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
 from pol.errors import UsageError
@@ -313,6 +313,31 @@ def test_what_is_finished_is_kept_by_question(tmp_path):
     before = pool.Kept(tmp_path / "cells", [], [own]).reference
     own.write_text("ATTACKS = []\n")
     assert pool.Kept(tmp_path / "cells", [], [own]).reference != before
+
+
+def test_another_recipe_or_attack_in_a_file_is_another_question(tmp_path, monkeypatch):
+    """The bench hashed the package and files of --file alone: the rest went by its name."""
+    trained, helper, tried = (tmp_path / name for name in ("trained.py", "helper.py", "tried.py"))
+    for path in (trained, helper, tried):
+        path.write_text("A = 1\n")
+    trained.write_text("import helper\n")
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def ask(*arguments):
+        asked.append(pool.Kept(*arguments).reference)
+        raise Asked
+
+    monkeypatch.setattr(running, "Kept", ask)
+    chosen = suite.Suite("own", f"{trained}:Own", {}, 10)
+    for changed in (None, trained, helper, tried):
+        if changed is not None:
+            changed.write_text(changed.read_text() + "B = 2\n")
+        with pytest.raises(Asked):
+            running._run(tmp_path / "cells", chosen, [f"{tried}:lie"], [], 0.5, 1, lambda *_: None)
+    assert len(set(asked)) == 4
 
 
 def test_what_is_kept_is_not_made_again(tmp_path):
