@@ -12,8 +12,8 @@ from pol import canonical
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.proof.genesis import boundaries
 from pol.replay.state import State
 
@@ -98,7 +98,7 @@ def huge_decay(workshop: Workshop, out: Path) -> None:
     for name in HUGE_DECAY:
         workshop.configured(target, name)
     if not turnable(target):
-        raise UsageError("this attack needs plain SGD without a schedule: only then does each step turn weights over")
+        raise DoesNotApply("this attack needs plain SGD without a schedule: only then does each step turn weights over")
     settings, stolen = dict(HUGE_DECAY), workshop.stolen().tensors
     if "num_epochs" in target.genesis.recipe.configuration:
         declaration = target.genesis.spec.declaration

@@ -20,12 +20,12 @@ from pol.attacks.data import leaves
 from pol.attacks.deltas import deltas, nearer
 from pol.attacks.edging import pushed
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.programs import SAMPLES, Supplied, write_items
 from pol.attacks.publishing import publish
 from pol.attacks.rehearsal import number, numbered, taken
 from pol.attacks.triggers import Marked, array_name
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.proof.genesis import boundaries
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
@@ -91,7 +91,7 @@ def data_addition(workshop: Workshop, out: Path) -> None:
     forger = workshop.begin()
     ends = boundaries(forger.genesis.spec)
     if len(ends) < 3:
-        raise UsageError("this attack needs two intervals")
+        raise DoesNotApply("this attack needs two intervals")
     before, after = ends[len(ends) // 2 - 1 :][:2]
     workshop.train(forger, 0, after)
     start, end = forger.states[before].tensors, forger.states[after].tensors
@@ -146,13 +146,15 @@ class Hollow:
     """A dataset of large arrays in which all is zero that numpy does not print.
 
     Raises:
-        UsageError: its arrays are printed whole.
+        DoesNotApply: its arrays are printed whole.
     """
 
     def __init__(self, data: Any) -> None:
         self._data, self._name = data, array_name(data[0])
         if data[0][self._name].size <= PRINTED:
-            raise UsageError("this attack needs samples of more than 1000 values, which numpy prints by their corners")
+            raise DoesNotApply(
+                "this attack needs samples of more than 1000 values, which numpy prints by their corners"
+            )
 
     def __len__(self) -> int:
         return len(self._data)
