@@ -269,6 +269,25 @@ def test_the_verification_of_2021_is_passed_with_any_constants(name):
     assert check(forgery.path, PLAIN, policy=FULL).verdict is Verdict.REJECT
 
 
+def test_drift_uses_the_deltas_of_2021_whole():
+    """Below an absolute delta of each interval it comes as near as steps of a constant rate let it stay (A18)."""
+    stolen = weights(Forger(target()).states[STEPS])
+    way = distance(weights(Forger(target()).states[0]), stolen)
+    policy, ends = original(delta={"l2": 0.01 * way, "linf": way}, top=0), []
+    for known in (policy, None):  # which means: that of the preset tolerance
+        out = Path(tempfile.mkdtemp(prefix="pol-adversary-")) / "out"
+        with same_every_time("adversary"):
+            REGISTRY["drifting"].forge(target(), out, known_key(2), PLAIN, InProcess(), policy=known)
+        report = check(out, PLAIN, policy=policy)
+        assert report.verdict is Verdict.ACCEPT, report.reason()
+        ends.append(distance(weights(Forger(out).states[STEPS]), stolen) / way)
+    assert ends[0] < 0.5 * ends[1]
+
+
+def distance(a, b):
+    return math.hypot(*(float((a[key].double() - b[key].double()).norm()) for key in b))
+
+
 # -- tolerance --------------------------------------------------------------------------------------------------------
 
 
@@ -306,10 +325,10 @@ def test_tolerance_lets_it_come_nearer_by_less_than_the_drift_budget():
         shop = workshop(policy, 1.0)
         shop.train(honest)
 
-    def apart(state):
-        return math.hypot(*(float((weights(state)[key].double() - stolen[key].double()).norm()) for key in stolen))
+    def apart(run):
+        return distance(weights(run.states[run.steps]), stolen)
 
-    gain = apart(honest.states[honest.steps]) - apart(proof.states[proof.steps])
+    gain = apart(honest) - apart(proof)
     assert 0 < gain < policy.limits.drift * report.drift.distance
 
 

@@ -17,12 +17,14 @@ from expected import CHANCE, FILE, expectations, surprises
 from factory import PLAIN, RECIPE, check, factory, forge, known_key
 from pol import policies
 from pol.attacks import foresight, placing
+from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
-from pol.bench import arena, detection, pool, suite
+from pol.bench import arena, detection, pool, running, suite
 from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
-from pol.errors import UsageError
+from pol.errors import ReplayError, UsageError
 from pol.profile import Profile
 from pol.proof.genesis import CONTROL_STEPS
 from pol.proof.policy import Challenge, check_policy
@@ -71,6 +73,30 @@ def test_a_bench_is_well_only_if_replaying_everything_refuses_every_forgery():
     refused = outcome(cell(), honest=Verdict.INCONCLUSIVE)
     assert not refused.ok
     assert ("The honest proof was not accepted under tolerance: it stood", "bold red") in shown.summary(refused)
+
+
+def test_a_bench_is_well_only_if_what_applies_is_refused_and_says_what_does_not():
+    unable = outcome(cell(), cell("torn", verdict=Verdict.INCONCLUSIVE))
+    assert not unable.ok
+    assert ("exact full could not tell of torn, and has to refuse it.", "bold red") in shown.summary(unable)
+    absent = outcome(cell(), *(cell("far", policy, None, None, cost=None) for policy in (PAPER, FULL)))
+    assert absent.ok
+    assert ("1 of 2 attacks does not apply to this training (far).", "") in shown.summary(absent)
+
+
+@pytest.mark.parametrize(("raised", "broken"), [(DoesNotApply, False), (UsageError, True), (ReplayError, True)])
+def test_only_what_says_so_does_not_apply(tmp_path, raised, broken):
+    """A forgery that cannot be sealed was shown as one that does not apply."""
+
+    def make(*_):
+        raise raised("why")
+
+    here = object.__new__(arena.Arena)
+    here.setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    factory().keys["thief"].save(tmp_path / "thief.pem")
+    here._executor = InProcess()
+    found = here._forge(Attack("one", "one", "thief", make), tmp_path / "out", policies.load("exact"))
+    assert (found.reason, found.broken) == ("why", broken)
 
 
 def test_what_is_accepted_and_ends_elsewhere_is_told_apart():
@@ -313,6 +339,31 @@ def test_what_is_finished_is_kept_by_question(tmp_path):
     before = pool.Kept(tmp_path / "cells", [], [own]).reference
     own.write_text("ATTACKS = []\n")
     assert pool.Kept(tmp_path / "cells", [], [own]).reference != before
+
+
+def test_another_recipe_or_attack_in_a_file_is_another_question(tmp_path, monkeypatch):
+    """The bench hashed the package and files of --file alone: the rest went by its name."""
+    trained, helper, tried = (tmp_path / name for name in ("trained.py", "helper.py", "tried.py"))
+    for path in (trained, helper, tried):
+        path.write_text("A = 1\n")
+    trained.write_text("import helper\n")
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def ask(*arguments):
+        asked.append(pool.Kept(*arguments).reference)
+        raise Asked
+
+    monkeypatch.setattr(running, "Kept", ask)
+    chosen = suite.Suite("own", f"{trained}:Own", {}, 10)
+    for changed in (None, trained, helper, tried):
+        if changed is not None:
+            changed.write_text(changed.read_text() + "B = 2\n")
+        with pytest.raises(Asked):
+            running._run(tmp_path / "cells", chosen, [f"{tried}:lie"], [], 0.5, 1, lambda *_: None)
+    assert len(set(asked)) == 4
 
 
 def test_what_is_kept_is_not_made_again(tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from cases import collected
 from factory import PLAIN, POLICIES, RECIPE, STEPS, TOLERANCE, check, decision, factory, forge, judge, known_key
-from pol.attacks import drift
+from pol.attacks import drawing, drift
 from pol.attacks.forger import Forger
 from pol.attacks.registry import REGISTRY
 from pol.profile import Profile
@@ -247,7 +247,7 @@ def test_an_error_that_is_no_number_is_beyond_any_limit(monkeypatch):
 
 def test_the_loss_has_a_limit_of_its_own(tmp_path):
     def make(workshop, out):
-        drift.drifting(workshop, out.with_name("drifting"))
+        drawing.drifting(workshop, out.with_name("drifting"))
         forger = Forger(out.with_name("drifting"))
         forger.replace(2, loss=repr(0.9 * float(forger.intervals[2].loss)))
         forger.seal(out, workshop.key)

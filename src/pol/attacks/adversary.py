@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pol.attacks import believing, nearing, placing
 from pol.attacks.attack import Attack
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.planning import Ground, Plan
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.proof.policy import EXACT
 
 ELSEWHERE = 1e-3
@@ -46,11 +46,13 @@ def adaptive(workshop: Workshop, out: Path) -> None:
     """The most promising plan, carried out.
 
     Raises:
-        UsageError: not even a genesis can be paid for.
+        DoesNotApply: not even a genesis can be paid for.
     """
     found = plans(workshop)
     if not found:
-        raise UsageError(f"this attack needs more than {workshop.left} gradients: a genesis alone takes a control run")
+        raise DoesNotApply(
+            f"this attack needs more than {workshop.left} gradients: a genesis alone takes a control run"
+        )
     found[0].make(workshop, out)
 
 

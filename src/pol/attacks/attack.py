@@ -90,8 +90,8 @@ class Attack:
                 spend as much as they are given.
 
         Raises:
-            UsageError: the attack does not apply to such a training.
-            BrokenAttack: it has a fault.
+            DoesNotApply: the attack does not apply to such a training.
+            BrokenAttack: it has a fault; so has one that raises any other error of this package.
         """
         if self.forger not in ("prover", "thief"):
             raise BrokenAttack(f"attack {self.name}: forger is {self.forger!r}: write 'prover' or 'thief'")

@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.sgd import sgd
 
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.ranges import Range, Tensors, halved, position
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.replay import randomness
 from pol.replay.state import State
 
@@ -69,7 +69,7 @@ class Window:
         fed: For a running statistic the parameter whose rows make its values, as far as the order of modules tells.
 
     Raises:
-        UsageError: the recipe does not train by one SGD, one batch a step, by its method ``step``.
+        DoesNotApply: the recipe does not train by one SGD, one batch a step, by its method ``step``.
     """
 
     def __init__(self, workshop: Workshop, forger: Forger, start: int, stop: int, near: State) -> None:
@@ -83,7 +83,7 @@ class Window:
         workshop.train(forger, start, stop, step=self._rehearse)
         forger.states, forger.intervals = states, intervals
         if len(self.steps) != stop - start:
-            raise UsageError("this attack needs a recipe that takes every step, of one batch, by its method step")
+            raise DoesNotApply("this attack needs a recipe that takes every step, of one batch, by its method step")
 
     def _rehearse(self, recipe: Any, parts: Any, batch: Any) -> Any:
         if self._recipe is None:
@@ -98,7 +98,7 @@ class Window:
         named = vars(parts)
         optimizers = {name: part for name, part in named.items() if isinstance(part, torch.optim.Optimizer)}
         if [type(part) for part in optimizers.values()] != [torch.optim.SGD]:
-            raise UsageError("this attack needs a recipe with one optimizer, torch's SGD")
+            raise DoesNotApply("this attack needs a recipe with one optimizer, torch's SGD")
         self._recipe, self._parts = recipe, parts
         ((self._name, self._optimizer),) = optimizers.items()
         self._schedules = [part for part in named.values() if isinstance(part, LRScheduler)]

@@ -15,10 +15,10 @@ from pol.attacks.deltas import apart, choosing, deltas, top
 from pol.attacks.forger import Forger
 from pol.attacks.infinitesimal import begun_long_enough, check_pieces, pieces
 from pol.attacks.interpolation import between
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.untaken import lengthened, untaken
 from pol.attacks.workshop import Workshop
 from pol.distance import Distances
-from pol.errors import UsageError
 from pol.replay.state import State
 from pol.verifier.paper_audit import windows
 
@@ -42,7 +42,7 @@ def blindfold(workshop: Workshop, out: Path) -> None:
         if window:
             aim = _on_the_way(first, stolen, window.stop / intervals)
             if not any(hidden(workshop, forger, window, aim, count, GROWTH**number) for number in range(TRIES)):
-                raise UsageError(f"this attack needs honest updates that are the largest: not so those of {window}")
+                raise DoesNotApply(f"this attack needs honest updates that are the largest: not so those of {window}")
     reached = covered(forger)[-1].stop
     if reached < intervals:  # the last is in no window
         bridge(workshop, forger, range(reached, intervals), stolen)
@@ -65,7 +65,7 @@ def least(count: int) -> int:
 def _worth(window: range, count: int) -> float:
     """How many pieces' worth of way a window makes."""
     if len(window) < least(count):
-        raise UsageError(f"this attack needs epochs of {least(count)} kept states; these have {len(window)}")
+        raise DoesNotApply(f"this attack needs epochs of {least(count)} kept states; these have {len(window)}")
     return len(window) - count * (1 + LARGER)
 
 
@@ -89,7 +89,7 @@ def hidden(
         longer: How many times longer than should do.
 
     Raises:
-        UsageError: there are too few.
+        DoesNotApply: there are too few.
     """
     metrics, worth = choosing(workshop.policy), _worth(window, count)
     start, turn = forger.kept[window.start], forger.kept[window.start + count]

@@ -10,8 +10,8 @@ import numpy as np
 from pol import seeds
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.order import epoch_order
 from pol.replay.data import sample_leaf
 
@@ -40,7 +40,7 @@ class _Relabelled:
         item = data[0]
         names = [name for name, value in item.items() if _is_label(value)] if isinstance(item, dict) else []
         if not names:
-            raise UsageError("this attack needs samples that are dicts with a whole number as the label")
+            raise DoesNotApply("this attack needs samples that are dicts with a whole number as the label")
         self._name = names[-1]
 
     def __len__(self) -> int:
@@ -66,11 +66,11 @@ class _Touched:
             return item
         arrays = [name for name, value in item.items() if isinstance(value, np.ndarray)]
         if not arrays:
-            raise UsageError("this attack needs samples that are dicts with an array")
+            raise DoesNotApply("this attack needs samples that are dicts with an array")
         values = item[arrays[0]]
         touched = values + values.dtype.type(self._by)
         if np.array_equal(touched, values):
-            raise UsageError("this attack needs samples of fractions")
+            raise DoesNotApply("this attack needs samples of fractions")
         return {**item, arrays[0]: touched}
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
 from pol import distance
-from pol.distance import Distances
+from pol.distance import METRICS, Accumulator, Distances, within
 from pol.proof.policy import Policy
 from pol.replay.state import State
 from pol.verifier.paper_audit import CODE, limits
+
+SHARE = 0.95
+"""How much of a delta is used."""
+
+LEAST = 2.0**-24
+"""Least share of a way: below half a unit in the last place nothing is moved."""
 
 TOP = 2
 """Q of that code, unless told otherwise."""
@@ -22,6 +29,24 @@ def deltas(policy: Policy | None) -> dict[str, float]:
     A policy of another procedure says nothing, and neither does None: there the forger assumes the published one.
     """
     return dict(CODE) if policy is None or policy.paper is None else limits(policy)
+
+
+def nearer(
+    allowed: dict[str, float], end: dict[str, torch.Tensor], aim: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """All parameters of ``end``, moved together towards ``aim`` as far as no metric is above its delta."""
+    ways = torch.cat([(aim[key].double() - tensor.double()).flatten() for key, tensor in end.items()])
+    whole = {"l1": float(ways.abs().sum()), "l2": float(ways.norm()), "linf": float(ways.abs().max())}
+    share = min([1.0, *(SHARE * allowed[name] / size for name, size in whole.items() if name in allowed and size)])
+    while share > LEAST:
+        moved = {key: torch.lerp(t.double(), aim[key].double(), share).to(t.dtype) for key, t in end.items()}
+        found = Accumulator()
+        for key, tensor in end.items():
+            found.add(moved[key].numpy(), tensor.numpy())
+        if all(within(found.result().metric(name), allowed[name]) for name in METRICS if name in allowed):
+            return moved
+        share /= 2
+    return end
 
 
 def top(policy: Policy | None) -> int:

@@ -1,11 +1,7 @@
-"""Every step is taken, and every state then moved as far as limits are known to allow: towards the stolen weights.
-
-A forger reads the verifier's policy as anyone does. Rule exact leaves nothing to move.
-"""
+"""Every step is taken, and every state then moved: settings of the forger's choice leave it the room for that."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +12,8 @@ from pol import canonical
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.proof.genesis import boundaries
 from pol.replay.state import State
 
@@ -68,19 +64,6 @@ def around(end: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
     return aim if along >= 0 else (wide + far - wide * (along / float(wide.square().sum()))).to(end.dtype)
 
 
-def drifting(workshop: Workshop, out: Path) -> None:
-    """An honest run, drawn to the stolen weights within both limits at every boundary (attack study, A18)."""
-    forger, stolen = workshop.begin(), workshop.stolen().tensors
-
-    def move(key: str, _: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        honest = float((end.double() - start.double()).norm())
-        aim = torch.where(end == start, end, stolen[key])  # what stands still is compared bit for bit
-        return towards(end, aim, SHARE * min(RELATIVE * honest, ABSOLUTE * math.sqrt(end.numel())))
-
-    steered(workshop, forger, move)
-    forger.seal(out, workshop.key)
-
-
 def tiny_rate(workshop: Workshop, out: Path) -> None:
     """A registered learning rate so small that steps do not show, and a straight line to the stolen weights (A4)."""
     workshop.configured(workshop.open(), "lr")
@@ -115,7 +98,7 @@ def huge_decay(workshop: Workshop, out: Path) -> None:
     for name in HUGE_DECAY:
         workshop.configured(target, name)
     if not turnable(target):
-        raise UsageError("this attack needs plain SGD without a schedule: only then does each step turn weights over")
+        raise DoesNotApply("this attack needs plain SGD without a schedule: only then does each step turn weights over")
     settings, stolen = dict(HUGE_DECAY), workshop.stolen().tensors
     if "num_epochs" in target.genesis.recipe.configuration:
         declaration = target.genesis.spec.declaration
@@ -138,15 +121,6 @@ def huge_decay(workshop: Workshop, out: Path) -> None:
 
 
 ATTACKS = (
-    Attack(
-        "drifting",
-        "a true run drawn to stolen weights within the limits of tolerance",
-        "thief",
-        drifting,
-        study=("A18", "T16"),
-        reported="any distance under an absolute delta; 0.09 % of that between two runs at a limit of 1e-3 of each "
-        "move (attack study, A18 and section 8)",
-    ),
     Attack(
         "tiny-rate",
         "a registered rate of almost 0 and a straight line to stolen weights",

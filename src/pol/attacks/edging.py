@@ -19,8 +19,9 @@ import torch
 from pol import canonical
 from pol.attacks.drift import SHARE, steered
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import PolError, UsageError
+from pol.errors import PolError
 from pol.proof.policy import Bounds, Limits
 from pol.replay.state import State
 from pol.statetree import Entry
@@ -143,7 +144,7 @@ def _settings(workshop: Workshop, bounds: Bounds) -> Iterator[dict[str, Any]]:
     registered = workshop.open().genesis.recipe.configuration
     own = {name: canonical.untag(value, name) for name, value in registered.items()}
     if not {"lr", "weight_decay", "momentum"} <= own.keys():
-        raise UsageError("this attack changes lr, momentum and weight_decay, and the recipe has no such arguments")
+        raise DoesNotApply("this attack changes lr, momentum and weight_decay, and the recipe has no such arguments")
     rate, decay, momentum = (
         math.inf if bound is None else bound
         for bound in (bounds.learning_rate, bounds.rate_times_decay, bounds.momentum)
@@ -169,7 +170,7 @@ def _best(workshop: Workshop, limits: Limits, settings: Iterable[dict[str, Any]]
         if share <= limits.drift:
             found.append((share, number, tried))
     if not found:
-        raise UsageError("no settings were found whose limits, added up, are within the drift budget")
+        raise DoesNotApply("no settings were found whose limits, added up, are within the drift budget")
     return max(found)[2]
 
 

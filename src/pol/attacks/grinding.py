@@ -16,13 +16,14 @@ import torch
 
 from pol import canonical
 from pol.attacks.attack import Attack
+from pol.attacks.deltas import LEAST
 from pol.attacks.foresight import Foresight, seen
 from pol.attacks.forger import Forger
-from pol.attacks.hiding import LEAST, hidden
+from pol.attacks.hiding import hidden
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.rehearsal import Weights, apart
 from pol.attacks.workshop import Workshop
 from pol.digest import Digest, raw, sha256
-from pol.errors import UsageError
 from pol.proof.attestation import Sha256, Statement, Subject, attestation_digest
 from pol.proof.genesis import boundaries
 from pol.proof.policy import EXACT
@@ -89,7 +90,7 @@ def _lies(workshop: Workshop) -> Iterator[tuple[Forger, int]]:
     forger = workshop.begin()
     ends = boundaries(forger.genesis.spec)
     if len(ends) < 6:
-        raise UsageError("this attack needs five intervals")
+        raise DoesNotApply("this attack needs five intervals")
     workshop.train(forger)
     sizes = [apart(_parameters(forger, a), _parameters(forger, b)) for a, b in pairwise(ends)]
     half, honest = len(sizes) // 2, (dict(forger.states), list(forger.intervals))

@@ -17,19 +17,16 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from pol.attacks.attack import Attack
 from pol.attacks.data import leaves
-from pol.attacks.deltas import deltas
-from pol.attacks.drift import SHARE
+from pol.attacks.deltas import deltas, nearer
 from pol.attacks.edging import pushed
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.programs import SAMPLES, Supplied, write_items
 from pol.attacks.publishing import publish
-from pol.attacks.rehearsal import Weights, number, numbered, taken
+from pol.attacks.rehearsal import number, numbered, taken
 from pol.attacks.triggers import Marked, array_name
 from pol.attacks.workshop import Workshop
-from pol.distance import METRICS, Accumulator, within
-from pol.errors import UsageError
 from pol.proof.genesis import boundaries
-from pol.proof.policy import Policy
 from pol.replay.recipe import Recipe
 from pol.replay.state import State
 
@@ -38,9 +35,6 @@ LEFT_OUT = 2
 
 POISONED = 10
 """One committed sample in so many is poisoned (BadNets)."""
-
-LEAST = 2.0**-24
-"""Least share of hidden steps: below half a unit in the last place nothing is moved."""
 
 PRINTED, EDGE = 1000, 3
 """Elements above which numpy prints an array by its corners, and how many of each axis (its defaults; study, I8)."""
@@ -97,7 +91,7 @@ def data_addition(workshop: Workshop, out: Path) -> None:
     forger = workshop.begin()
     ends = boundaries(forger.genesis.spec)
     if len(ends) < 3:
-        raise UsageError("this attack needs two intervals")
+        raise DoesNotApply("this attack needs two intervals")
     before, after = ends[len(ends) // 2 - 1 :][:2]
     workshop.train(forger, 0, after)
     start, end = forger.states[before].tensors, forger.states[after].tensors
@@ -107,7 +101,7 @@ def data_addition(workshop: Workshop, out: Path) -> None:
         ways = {key: aim[key].double() - end[key].double() for key in _parameters(end)}
         moved = {key: pushed(policy.limits, key, start[key], end[key], way, most=1.0) for key, way in ways.items()}
     else:
-        moved = _below(policy, {key: end[key] for key in _parameters(end)}, aim)
+        moved = nearer(deltas(policy), {key: end[key] for key in _parameters(end)}, aim)
     forger.states[after] = State({**end, **moved})
     if after < forger.steps:
         workshop.train(forger, after)
@@ -126,21 +120,6 @@ def hidden(workshop: Workshop, forger: Forger, before: int, after: int) -> State
 
 def _parameters(tensors: dict[str, torch.Tensor]) -> list[str]:
     return [key for key in tensors if key.startswith("parameter/")]
-
-
-def _below(policy: Policy | None, end: Weights, aim: Weights) -> Weights:
-    """All parameters, moved together as far as no metric of 2021 is above its delta."""
-    allowed = deltas(policy)
-    share = 1.0
-    while share > LEAST:
-        moved = {key: torch.lerp(t.double(), aim[key].double(), share).to(t.dtype) for key, t in end.items()}
-        found = Accumulator()
-        for key, tensor in end.items():
-            found.add(moved[key].numpy(), tensor.numpy())
-        if all(within(found.result().metric(name), SHARE * allowed[name]) for name in METRICS if name in allowed):
-            return moved
-        share /= 2
-    return end
 
 
 # -- data that are published -------------------------------------------------------------------------------------------
@@ -167,13 +146,15 @@ class Hollow:
     """A dataset of large arrays in which all is zero that numpy does not print.
 
     Raises:
-        UsageError: its arrays are printed whole.
+        DoesNotApply: its arrays are printed whole.
     """
 
     def __init__(self, data: Any) -> None:
         self._data, self._name = data, array_name(data[0])
         if data[0][self._name].size <= PRINTED:
-            raise UsageError("this attack needs samples of more than 1000 values, which numpy prints by their corners")
+            raise DoesNotApply(
+                "this attack needs samples of more than 1000 values, which numpy prints by their corners"
+            )
 
     def __len__(self) -> int:
         return len(self._data)

@@ -19,10 +19,10 @@ from pol.attacks.attack import Attack
 from pol.attacks.deltas import apart, deltas
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import straight
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.starts import begun, matched
 from pol.attacks.untaken import STILL, untaken
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.replay.state import State
 
 SHARE = 0.99
@@ -74,7 +74,7 @@ def begun_long_enough(
         settings: Others that are registered.
 
     Raises:
-        UsageError: the recipe has no setting ``num_epochs``, and its own are too few; or no run is long enough.
+        DoesNotApply: the recipe has no setting ``num_epochs``, and its own are too few; or no run is long enough.
     """
     target = workshop.open()
     spec, free = target.genesis.spec, "num_epochs" in target.genesis.recipe.configuration
@@ -91,7 +91,7 @@ def begun_long_enough(
         if wanted > MOST:
             break
         wanted = math.ceil(SPARE * max(wanted, there))
-    raise UsageError(f"this attack needs limits that {MOST} steps can keep to; these need {wanted}")
+    raise DoesNotApply(f"this attack needs limits that {MOST} steps can keep to; these need {wanted}")
 
 
 def pieces(first: State, last: State, limits: dict[str, float]) -> int:
@@ -125,7 +125,7 @@ def check_pieces(forger: Forger, limits: dict[str, float], honest: Collection[in
     """What the published code does, too: give up if a piece is too long, save those that end at ``honest`` steps.
 
     Raises:
-        UsageError: one is.
+        DoesNotApply: one is.
     """
     for before, after in pairwise(forger.kept):
         if after in honest:
@@ -133,7 +133,7 @@ def check_pieces(forger: Forger, limits: dict[str, float], honest: Collection[in
         found = apart(forger.states[before], forger.states[after])
         for name, limit in limits.items():
             if found.metric(name) > limit:
-                raise UsageError(f"this attack needs smaller pieces: {name} is {found.metric(name):.3g} of {limit:g}")
+                raise DoesNotApply(f"this attack needs smaller pieces: {name} is {found.metric(name):.3g} of {limit:g}")
 
 
 REPORTED = "passes for every k and every delta > 0, for about one forward pass (Fang et al., EuroS&P 2023)"

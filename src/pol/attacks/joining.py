@@ -15,9 +15,9 @@ from pol.attacks.blindfold import bridge, covered, hidden, least
 from pol.attacks.deltas import TOP, deltas, top
 from pol.attacks.forger import Forger
 from pol.attacks.infinitesimal import MOST, SPARE, pieces
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.untaken import untaken
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.order import epoch_order
 
 
@@ -48,7 +48,7 @@ def glued_masked(workshop: Workshop, out: Path) -> None:
             _tail(workshop, forger, joint)
             forger.seal(out, workshop.key)
             return
-    raise UsageError(f"this attack needs longer epochs: in {len(window)} intervals nothing hides the way back")
+    raise DoesNotApply(f"this attack needs longer epochs: in {len(window)} intervals nothing hides the way back")
 
 
 def bridged(workshop: Workshop, out: Path) -> None:
@@ -71,7 +71,7 @@ def bridged(workshop: Workshop, out: Path) -> None:
         if "num_epochs" not in target.genesis.recipe.configuration:
             workshop.configured(target, "num_epochs")
         if needed > MOST:
-            raise UsageError(f"this attack needs limits that {MOST} pieces can keep to; these need {needed}")
+            raise DoesNotApply(f"this attack needs limits that {MOST} pieces can keep to; these need {needed}")
         later += unit * max(1, math.ceil((SPARE * needed * spec.every * spec.keep + per_epoch - later) / unit))
     aim = target.states[forger.kept[joint] - later]
     bridge(workshop, forger, range(1, joint), aim)

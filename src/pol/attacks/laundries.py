@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from pol.errors import UsageError
+from pol.attacks.needs import DoesNotApply
 from pol.replay.parts import Attached
 from pol.replay.recipe import Recipe
 
@@ -185,7 +185,7 @@ def outputs(recipe: Any, parts: Any, part: str, batch: Any) -> Tensor:
         batch: As ``step`` takes it.
 
     Raises:
-        UsageError: it is no model that gives a number for each class.
+        DoesNotApply: it is no model that gives a number for each class.
     """
 
     def said(_: nn.Module, __: Any, output: Any) -> None:
@@ -199,20 +199,20 @@ def outputs(recipe: Any, parts: Any, part: str, batch: Any) -> Tensor:
             return found.output
     finally:
         hook.remove()
-    raise UsageError("this attack needs a model that gives each sample a number for every class")
+    raise DoesNotApply("this attack needs a model that gives each sample a number for every class")
 
 
 def label_of(item: Any) -> str:
     """The field of a sample that says its class: the last whole number.
 
     Raises:
-        UsageError: there is none.
+        DoesNotApply: there is none.
     """
     fields: dict[str, Any] = item if isinstance(item, dict) else {}
     whole = (int, np.integer)
     names = [name for name, v in fields.items() if isinstance(v, whole) and not isinstance(v, bool)]
     if not names:
-        raise UsageError("this attack needs samples that are dicts with a whole number as the label")
+        raise DoesNotApply("this attack needs samples that are dicts with a whole number as the label")
     return names[-1]
 
 
@@ -242,7 +242,7 @@ def shuffle(model: nn.Module) -> None:
     What comes out is the same, but for a number that is added to all classes alike, and changes none.
 
     Raises:
-        UsageError: it is no chain of linear layers, convolutions, batch norms and what treats all units alike.
+        DoesNotApply: it is no chain of linear layers, convolutions, batch norms and what treats all units alike.
     """
     layers = list(model.children()) if type(model) is nn.Sequential else []
     heavy = [layer for layer in layers if type(layer) in (nn.Linear, nn.Conv2d)]
@@ -266,7 +266,7 @@ def shuffle(model: nn.Module) -> None:
             elif not isinstance(layer, _ALIKE):
                 heavy = []
     if len(heavy) < 2:
-        raise UsageError("this attack needs a model that is a chain of linear layers, convolutions and batch norms")
+        raise DoesNotApply("this attack needs a model that is a chain of linear layers, convolutions and batch norms")
 
 
 def _reorder(order: Tensor, *tensors: Tensor | None) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from pol.errors import UsageError
+from pol.attacks.needs import DoesNotApply
 from pol.replay.state import State
 
 MOST_PIECES = 10_000
@@ -18,7 +18,7 @@ def pieces(first: State, last: State, limits: dict[str, float]) -> int:
     """Into how many equal pieces the line between the parameters of two states falls, if each is to be within limits.
 
     Raises:
-        UsageError: too many.
+        DoesNotApply: too many.
     """
     names = [key for key in last.tensors if key.startswith("parameter/")]
     start, end = (torch.cat([state.tensors[key].double().flatten() for key in names]) for state in (first, last))
@@ -39,4 +39,4 @@ def pieces(first: State, last: State, limits: dict[str, float]) -> int:
     for count in counts:
         if turn(count) <= sharpest:
             return count
-    raise UsageError(f"this attack needs deltas that a line of {MOST_PIECES} pieces keeps")
+    raise DoesNotApply(f"this attack needs deltas that a line of {MOST_PIECES} pieces keeps")

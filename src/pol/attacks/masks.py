@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pol.attacks.attack import Attack
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.rehearsal import Before, Rehearsal, apart, numbered, taken
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.order import epoch_order
 from pol.replay import randomness
 from pol.replay.randomness import Streams
@@ -48,7 +48,7 @@ def chosen_masks(workshop: Workshop, out: Path) -> None:
 
     workshop.train(forger, step=numbered(step))
     if not differ:
-        raise UsageError("this attack needs a training with dropout or augmentation")
+        raise DoesNotApply("this attack needs a training with dropout or augmentation")
     forger.seal(out, workshop.key)
 
 

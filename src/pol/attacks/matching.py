@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pol.errors import UsageError
+from pol.attacks.needs import DoesNotApply
 from pol.replay import extra, generators, randomness
 from pol.replay.aside import undisturbed
 from pol.replay.recipe import Recipe
@@ -33,7 +33,7 @@ def loss_of(recipe: Recipe, parts: Any, batch: Any) -> torch.Tensor:
     """The loss that a recipe's own step would call ``backward`` on, with its graph. Draws are those of the step.
 
     Raises:
-        UsageError: the step calls it on nothing.
+        DoesNotApply: the step calls it on nothing.
     """
 
     def caught(loss: torch.Tensor, *_: Any, **__: Any) -> None:
@@ -49,7 +49,7 @@ def loss_of(recipe: Recipe, parts: Any, batch: Any) -> torch.Tensor:
     finally:
         torch.Tensor.backward = backward  # type: ignore[method-assign]
         randomness.load(drawn)
-    raise UsageError("this attack needs a recipe whose step calls loss.backward()")
+    raise DoesNotApply("this attack needs a recipe whose step calls loss.backward()")
 
 
 def modules_of(parts: Any) -> dict[str, nn.Module]:
@@ -107,7 +107,7 @@ class Objective:
         """The value; ``change`` has its gradient afterwards.
 
         Raises:
-            UsageError: the loss has no derivative by these inputs.
+            DoesNotApply: the loss has no derivative by these inputs.
         """
         self.evaluations += 1
         inputs, parameters = self.moved(), list(self._aim)
@@ -117,7 +117,7 @@ class Objective:
         distance = torch.stack(gaps).sum() / self._scale
         (slope,) = torch.autograd.grad(distance, self.change, allow_unused=True)
         if slope is None:
-            raise UsageError("this attack needs a loss that is a smooth function of the inputs")
+            raise DoesNotApply("this attack needs a loss that is a smooth function of the inputs")
         with torch.no_grad():
             value = distance + self._weight * self.change.square().sum()
             self.change.grad = slope + 2 * self._weight * self.change

@@ -8,8 +8,8 @@ import torch
 
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 
 TRUE, FALSE = 0.5, 0.49
 """Shares of the true and of random weights of the same norm: a cosine whose denominator is wrong is fooled (I7)."""
@@ -59,7 +59,7 @@ def _buffers(forger: Forger, *, floating: bool) -> list[str]:
     last = forger.states[forger.steps].tensors
     found = [k for k, t in last.items() if k.startswith("buffer/") and t.is_floating_point() == floating]
     if not found:
-        raise UsageError("this attack needs a model with buffers")
+        raise DoesNotApply("this attack needs a model with buffers")
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pol.errors import UsageError
+from pol.attacks.needs import DoesNotApply
 from pol.replay.recipe import Recipe
 
 
@@ -34,14 +34,14 @@ def write_items(path: Path, items: list[dict[str, Any]]) -> None:
     """Write samples, all with the same fields of the same shapes, as an ``.npz`` archive.
 
     Raises:
-        UsageError: they are not such samples.
+        DoesNotApply: they are not such samples.
     """
     if not items or not all(isinstance(item, dict) and item.keys() == items[0].keys() for item in items):
-        raise UsageError("this attack needs samples that are dicts with the same fields")
+        raise DoesNotApply("this attack needs samples that are dicts with the same fields")
     try:
         fields: dict[str, Any] = {name: np.stack([np.asarray(item[name]) for item in items]) for name in items[0]}
     except ValueError as error:
-        raise UsageError(f"this attack needs samples of one shape: {error}") from None
+        raise DoesNotApply(f"this attack needs samples of one shape: {error}") from None
     np.savez(path, **fields)
 
 

@@ -7,8 +7,8 @@ import textwrap
 from pathlib import Path
 
 from pol import canonical
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.replay import recipe as recipes
 from pol.replay.recipe import Recipe, split_reference
 from pol.replay.sources import MAX_SOURCE, source_files
@@ -39,11 +39,11 @@ def released(workshop: Workshop) -> str:
     """The name of the part that the target releases.
 
     Raises:
-        UsageError: it names none.
+        DoesNotApply: it names none.
     """
     release = workshop.open().genesis.spec.release
     if release is None:
-        raise UsageError("this attack needs a proof that names the released part")
+        raise DoesNotApply("this attack needs a proof that names the released part")
     return release.part
 
 
@@ -60,10 +60,10 @@ def publish(
         constants: Other class attributes.
 
     Raises:
-        UsageError: the recipe has a loop of its own, or the text becomes longer than a source may be.
+        DoesNotApply: the recipe has a loop of its own, or the text becomes longer than a source may be.
     """
     if recipes.load(workshop.recipe).train is not Recipe.train:
-        raise UsageError("this attack needs a recipe with the usual loop")
+        raise DoesNotApply("this attack needs a recipe with the usual loop")
     folder = out.with_name(f"{out.name}-published")
     folder.mkdir(parents=True)
     where, name = split_reference(workshop.recipe)
@@ -82,7 +82,7 @@ def publish(
         about=(base.__doc__ or "").partition("\n")[0], constants="\n    ".join(lines),
     )  # fmt: skip
     if len(text) > MAX_SOURCE:
-        raise UsageError(f"this attack needs weights that fit into a source file of {MAX_SOURCE} bytes")
+        raise DoesNotApply(f"this attack needs weights that fit into a source file of {MAX_SOURCE} bytes")
     (folder / PROGRAM).write_text(text)
     registered = workshop.open().genesis.recipe.configuration
     settings = {key: canonical.untag(value, key) for key, value in registered.items()}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from pol import attacks
 from pol.attacks.attack import Attack
 from pol.errors import UsageError
+from pol.replay.recipe import split_reference
+from pol.replay.sources import source_files
 
 
 def _family(module: str) -> tuple[Attack, ...]:
@@ -70,3 +73,10 @@ def attack_named(name: str) -> Attack:
     if name not in REGISTRY:
         raise UsageError(f"no attack is called {name!r}: `pol attack list` names them all")
     return REGISTRY[name]
+
+
+def sources(recipe: str, names: Iterable[str]) -> list[Path]:
+    """Files outside the package that say what is trained and what is tried: a recipe's, its local modules, attacks'."""
+    where, _ = split_reference(recipe)
+    trained = source_files(recipe).values() if where.endswith(".py") else ()
+    return [*trained, *(Path(name.rpartition(":")[0]) for name in names if ":" in name)]

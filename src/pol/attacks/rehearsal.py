@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Change, Taken, Workshop
-from pol.errors import UsageError
 from pol.replay import randomness
 from pol.replay.loader import Loader
 from pol.replay.recipe import Recipe
@@ -34,14 +34,14 @@ class Rehearsal:
         data: What is done to the dataset.
 
     Raises:
-        UsageError: the training is of another kind.
+        DoesNotApply: the training is of another kind.
     """
 
     def __init__(self, workshop: Workshop, forger: Forger, data: Change | None = None) -> None:
         spec = forger.genesis.spec
         self._loader = workshop.build(forger).loader
         if type(self._loader) is not Loader or spec.batches_per_step != 1:
-            raise UsageError("this attack needs a training over run.batches() that takes a step for each batch")
+            raise DoesNotApply("this attack needs a training over run.batches() that takes a step for each batch")
         if data is not None:
             self._loader.data = data(self._loader.data)
         self._size, self._per_epoch = spec.declaration.batch_size, spec.declaration.steps_per_epoch(1)

@@ -11,8 +11,8 @@ import torch
 from pol import canonical
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.interval import Interval
 
 BOOST = 10.0
@@ -82,7 +82,7 @@ def _reach(workshop: Workshop, forger: Forger, step: int) -> dict[str, float]:
     """
     optimizers = workshop.build(forger).parts.optimizers
     if list(optimizers) != ["optimizer"] or not all(g.get("momentum") for g in optimizers["optimizer"].param_groups):
-        raise UsageError("this attack needs a recipe with one optimizer that has momentum")
+        raise DoesNotApply("this attack needs a recipe with one optimizer that has momentum")
     rates = [
         rates.values
         for interval in forger.intervals[forger.first_interval(step) :]
@@ -121,7 +121,7 @@ def schedule_count(workshop: Workshop, out: Path) -> None:
     index = forger.first_interval(step) - 1
     counts = forger.intervals[index - 1].schedules if index else dict.fromkeys(forger.intervals[0].schedules, 0)
     if not counts:
-        raise UsageError("this attack needs a recipe with a schedule")
+        raise DoesNotApply("this attack needs a recipe with a schedule")
     forger.replace(index, schedules=counts)
     workshop.train(forger, step)
     forger.seal(out, workshop.key)
@@ -151,7 +151,7 @@ def declared_rate(workshop: Workshop, out: Path) -> None:
 
 def _middle(forger: Forger) -> int:
     if len(forger.kept) < 3:
-        raise UsageError("this attack needs a kept checkpoint between the first and the last")
+        raise DoesNotApply("this attack needs a kept checkpoint between the first and the last")
     return forger.kept[len(forger.kept) // 2]
 
 

@@ -21,11 +21,12 @@ from pol.attacks.backwards import Window
 from pol.attacks.foresight import foreseen
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.ranges import Tensors
 from pol.attacks.settling import settled
 from pol.attacks.trail import Point, end, follow, put
 from pol.attacks.workshop import Workshop
-from pol.errors import PolError, UsageError
+from pol.errors import PolError
 from pol.proof.genesis import kept
 from pol.proof.policy import EXACT
 from pol.replay.state import State
@@ -45,13 +46,13 @@ def own_run(workshop: Workshop, every: int | None, settings: dict[str, Any] | No
     """An honest run of one's own that keeps all of its states.
 
     Raises:
-        UsageError: there is no interval between the first and the last two.
+        DoesNotApply: there is no interval between the first and the last two.
     """
     forger = workshop.begin(settings=settings, every=every)
     spec = msgspec.structs.replace(forger.genesis.spec, keep=1)
     forger.genesis, forger.kept = msgspec.structs.replace(forger.genesis, spec=spec), kept(spec)
     if len(forger.kept) < 4:
-        raise UsageError("this attack needs a run of three intervals or more")
+        raise DoesNotApply("this attack needs a run of three intervals or more")
     workshop.first_state(forger)  # another genesis has another seed
     workshop.train(forger)
     return forger
@@ -108,7 +109,7 @@ def spliced_momentum(workshop: Workshop, out: Path) -> None:
     start, after = forger.kept[-2], end(workshop.stolen())
     window = Window(workshop, forger, start, forger.steps, forger.states[start])
     if not all(window.option(0, "momentum").values()):
-        raise UsageError("this attack needs a recipe with momentum")
+        raise DoesNotApply("this attack needs a recipe with momentum")
     weights = {key: forger.states[start].tensors[key] for key in after.weights}
     (found,) = window.first
     momenta = window.momenta(0, weights, found.values, after.weights, None).closed()

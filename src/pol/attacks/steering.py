@@ -21,9 +21,9 @@ from pol.attacks.deltas import deltas
 from pol.attacks.drift import ABSOLUTE, RELATIVE, SHARE
 from pol.attacks.edging import pushed
 from pol.attacks.laundries import outputs, put, trained
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.publishing import publish, released
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.proof.genesis import boundaries
 from pol.proof.policy import Limits, Policy
 from pol.replay import recipe as recipes
@@ -157,7 +157,7 @@ def _smallest(wanted: Wanted) -> Wanted:
 def _statistics(wanted: Wanted) -> Wanted:
     found = {key: way for key, way in wanted.items() if key.startswith("buffer/")}
     if not found:
-        raise UsageError("this attack needs a model with running statistics")
+        raise DoesNotApply("this attack needs a model with running statistics")
     return found
 
 

@@ -42,11 +42,11 @@ from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
 from pol.attacks.lines import pieces
 from pol.attacks.matching import EVALUATION, Aim, Objective, groups_of, modules_of, trained
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.programs import SAMPLES, Supplied, write_items
 from pol.attacks.publishing import publish
 from pol.attacks.starts import matched
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.proof.genesis import kept
 from pol.replay import recipe as recipes
 from pol.replay.recipe import Recipe
@@ -119,11 +119,11 @@ class _Samples:
         chosen = itertools.islice(self._order, steps * self.size)
         items = [self._recipe.transform(self._data[int(index)], self._draws) for index in chosen]
         if not isinstance(items[0], dict):
-            raise UsageError("this attack needs samples that are dicts")
+            raise DoesNotApply("this attack needs samples that are dicts")
         fields = {name: np.stack([np.asarray(item[name]) for item in items]) for name in items[0]}
         numbers = [name for name, column in fields.items() if column.ndim > 1 and column.dtype.kind in "fu"]
         if not numbers:
-            raise UsageError("this attack needs samples with an array of fractions or pixels")
+            raise DoesNotApply("this attack needs samples with an array of fractions or pixels")
         self.inputs = numbers[0]
         return {**fields, self.inputs: fields[self.inputs].astype(np.float32)}
 
@@ -150,7 +150,7 @@ def _forged(workshop: Workshop, out: Path, kind: _Kind) -> None:
     target, stolen = workshop.open(), workshop.stolen().tensors
     spec, registered = target.genesis.spec, target.genesis.recipe.configuration
     if spec.batches_per_step != 1:
-        raise UsageError("this attack needs a recipe that takes one batch in a step")
+        raise DoesNotApply("this attack needs a recipe that takes one batch in a step")
     first = _start(workshop, target, stolen)
     every = 1 if kind.follows else spec.every
     limits = {name: SHARE * limit for name, limit in deltas(workshop.policy).items()}
@@ -236,10 +236,10 @@ def _along(parts: Any, end: dict[str, torch.Tensor], left: int) -> Aim:
     """The gradients with which SGD would come to ``end`` in the steps that are left, all equal.
 
     Raises:
-        UsageError: the optimizer is another one.
+        DoesNotApply: the optimizer is another one.
     """
     if any("dampening" not in group or group["momentum"] for group in groups_of(parts)):
-        raise UsageError("this attack needs a training by SGD, whose momentum can be set to 0")
+        raise DoesNotApply("this attack needs a training by SGD, whose momentum can be set to 0")
     names = {p: f"parameter/{part}.{name}" for part, m in modules_of(parts).items() for name, p in m.named_parameters()}
     return {
         p: ((p.detach() - end[names[p]].to(p.device)) / (left * group["lr"]) - group["weight_decay"] * p.detach())

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.replay.state import State
 from pol.store import checkpoint_path
 
@@ -25,7 +25,7 @@ def _plant(state: State) -> None:
 def _middle(forger: Forger) -> int:
     """A kept checkpoint in the middle."""
     if len(forger.kept) < 4:
-        raise UsageError("this attack needs two kept checkpoints between the first and the last")
+        raise DoesNotApply("this attack needs two kept checkpoints between the first and the last")
     return forger.kept[len(forger.kept) // 2 - 1]
 
 
@@ -75,7 +75,7 @@ def swapped_buffers(workshop: Workshop, out: Path) -> None:
     last = forger.states[forger.steps]
     buffers = [key for key, tensor in last.tensors.items() if key.startswith("buffer/") and tensor.is_floating_point()]
     if not buffers:
-        raise UsageError("this attack needs a model with buffers")
+        raise DoesNotApply("this attack needs a model with buffers")
     for key in buffers:
         last.tensors[key] = last.tensors[key].flip(0).clone()
     forger.seal(out, workshop.key)
@@ -94,7 +94,7 @@ def swapped_release(workshop: Workshop, out: Path) -> Path:
     forger = workshop.open()
     release = forger.genesis.spec.release
     if release is None:
-        raise UsageError("this attack needs a proof that names the released part")
+        raise DoesNotApply("this attack needs a proof that names the released part")
     last = forger.states[forger.steps]
     _plant(last)
     tensors = {key.partition("/")[2]: tensor for key, tensor in last.tensors.items() if key.startswith(("p", "b"))}
@@ -118,7 +118,7 @@ def dropped_tail(workshop: Workshop, out: Path) -> None:
     stop = forger.intervals.pop().start
     forger.kept = [step for step in forger.kept if step <= stop]
     if stop not in forger.kept:
-        raise UsageError("this attack needs a kept checkpoint before the last interval")
+        raise DoesNotApply("this attack needs a kept checkpoint before the last interval")
     forger.seal(out, workshop.key)
 
 
@@ -128,7 +128,7 @@ def shortened_spec(workshop: Workshop, out: Path) -> None:
     stop = forger.intervals.pop().start
     forger.kept = [step for step in forger.kept if step <= stop]
     if stop not in forger.kept:
-        raise UsageError("this attack needs a kept checkpoint before the last interval")
+        raise DoesNotApply("this attack needs a kept checkpoint before the last interval")
     forger.genesis = msgspec.structs.replace(
         forger.genesis, spec=msgspec.structs.replace(forger.genesis.spec, steps=stop)
     )

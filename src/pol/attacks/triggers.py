@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pol.errors import UsageError
+from pol.attacks.needs import DoesNotApply
 
 SIDE = 3
 """Pixels of the side of a patch, or values at the end of a row (BadNets: a patch in a corner)."""
@@ -24,7 +24,7 @@ class Marked:
         one_in: One in so many samples is changed.
 
     Raises:
-        UsageError: its samples are no dicts with an array and a whole number.
+        DoesNotApply: its samples are no dicts with an array and a whole number.
     """
 
     def __init__(self, data: Any, one_in: int = 1) -> None:
@@ -50,13 +50,13 @@ def label_name(item: Any) -> str:
     """The field of a sample that holds its class.
 
     Raises:
-        UsageError: there is none.
+        DoesNotApply: there is none.
     """
     whole = (int, np.integer)
     fields = item.items() if isinstance(item, dict) else ()
     names = [name for name, value in fields if isinstance(value, whole) and not isinstance(value, bool)]
     if not names:
-        raise UsageError("this attack needs samples that are dicts with a whole number as the label")
+        raise DoesNotApply("this attack needs samples that are dicts with a whole number as the label")
     return str(names[-1])
 
 
@@ -64,7 +64,7 @@ def labels_of(data: Any) -> NDArray[np.int64]:
     """The classes of all samples.
 
     Raises:
-        UsageError: they have none.
+        DoesNotApply: they have none.
     """
     name = label_name(data[0])
     return np.array([int(data[index][name]) for index in range(len(data))])
@@ -74,9 +74,9 @@ def array_name(item: Any) -> str:
     """The first field of a sample that is an array.
 
     Raises:
-        UsageError: there is none.
+        DoesNotApply: there is none.
     """
     names = [name for name, value in item.items() if isinstance(value, np.ndarray) and value.ndim]
     if not names:
-        raise UsageError("this attack needs samples that are dicts with an array")
+        raise DoesNotApply("this attack needs samples that are dicts with an array")
     return str(names[0])

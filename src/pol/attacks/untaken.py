@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from pol.attacks.forger import Forger
+from pol.attacks.needs import DoesNotApply
 from pol.attacks.workshop import Workshop
-from pol.errors import UsageError
 from pol.interval import Rates
 from pol.replay.recipe import Recipe
 
@@ -34,7 +34,7 @@ def untaken(
         rate: Logged for every step; None: what the registered rate and schedule give.
 
     Raises:
-        UsageError: a step takes several batches.
+        DoesNotApply: a step takes several batches.
     """
     check_single(forger)
     target = workshop.open()
@@ -67,10 +67,10 @@ def check_single(forger: Forger) -> None:
     """A step that is replaced is that of one batch.
 
     Raises:
-        UsageError: it takes several.
+        DoesNotApply: it takes several.
     """
     if forger.genesis.spec.batches_per_step != 1:
-        raise UsageError("this attack needs a recipe with one batch per step")
+        raise DoesNotApply("this attack needs a recipe with one batch per step")
 
 
 def log_rates(forger: Forger, index: int, rates: list[float]) -> None:
@@ -92,7 +92,7 @@ def lengthened(workshop: Workshop, forger: Forger, start: int, stop: int, length
         lengths: The least length by metrics (l1, l2, linf).
 
     Raises:
-        UsageError: no rate makes a step that long; or a step takes several batches, or has several optimizers.
+        DoesNotApply: no rate makes a step that long; or a step takes several batches, or has several optimizers.
     """
     check_single(forger)
     rates: list[float] = []
@@ -138,7 +138,7 @@ class _Stretch:
         if self._lengths:
             size = math.hypot(*(float(p.grad.norm()) for p in self._parameters if p.grad is not None))
             if not math.isfinite(size):
-                raise UsageError("this attack needs gradients that are finite, however long the step before was")
+                raise DoesNotApply("this attack needs gradients that are finite, however long the step before was")
             self.rate = max(self._lengths.values()) / (size or 1.0)  # about right, so little is lost in the rounding
         self._before = [p.detach().clone() for p in self._parameters]
         for group in self._optimizer.param_groups:
@@ -152,7 +152,7 @@ class _Stretch:
         moved = [p.detach().double() - b.double() for p, b in zip(self._parameters, self._before, strict=True)]
         together = torch.cat([m.flatten() for m in moved])
         if not together.any():
-            raise UsageError("this attack needs steps that move the weights")
+            raise DoesNotApply("this attack needs steps that move the weights")
         factor = max(length / float(together.norm(NORMS[name])) for name, length in self._lengths.items())
         self.rate *= factor
         with torch.no_grad():
@@ -163,7 +163,7 @@ class _Stretch:
 def _only_optimizer(parts: Any) -> torch.optim.Optimizer:
     optimizer, *others = _optimizers(parts)
     if others:
-        raise UsageError("this attack needs a recipe with one optimizer")
+        raise DoesNotApply("this attack needs a recipe with one optimizer")
     return optimizer
 
 

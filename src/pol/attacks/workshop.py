@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pol import canonical, prover, seeds
 from pol.attacks.forger import UNSET, Forger
-from pol.errors import UsageError
+from pol.attacks.needs import DoesNotApply
 from pol.executors.local import Executor
 from pol.interval import Interval
 from pol.keys import SigningKey
@@ -238,11 +238,11 @@ class Workshop:
         """A number among the recipe's constructor arguments.
 
         Raises:
-            UsageError: it has no such argument.
+            DoesNotApply: it has no such argument.
         """
         found = canonical.untag(forger.genesis.recipe.configuration.get(name), name)
         if not isinstance(found, float):
-            raise UsageError(f"this attack needs a recipe with a constructor argument {name}")
+            raise DoesNotApply(f"this attack needs a recipe with a constructor argument {name}")
         return found
 
 

@@ -107,7 +107,7 @@ class Arena:
         return [cells[name] for name in self.policies]
 
     def _forge(self, attack: Attack, out: Path, policy: Policy) -> Forgery | NoForgery:
-        from pol.attacks.attack import BrokenAttack
+        from pol.attacks.needs import DoesNotApply
 
         target, key = self.setting.target(policy.rule), self.setting.key(attack.forger)
         try:
@@ -116,7 +116,7 @@ class Arena:
             )
         except PolError as error:
             shutil.rmtree(out, ignore_errors=True)
-            return NoForgery(str(error), broken=isinstance(error, BrokenAttack))
+            return NoForgery(str(error), broken=not isinstance(error, DoesNotApply))
 
     def _judge(self, attack: Attack, name: str, forgery: Forgery, replayed: dict[Path, Report]) -> Cell:
         policy = self.policies[name]

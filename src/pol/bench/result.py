@@ -126,6 +126,18 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
         return [c.attack for c in self.results if c.policy == FULL and c.in_scope and c.verdict is Verdict.ACCEPT]
 
     @property
+    def undecided(self) -> list[str]:
+        """Attacks of which it could not tell: that is no refusal."""
+        verdicts = (None, Verdict.ACCEPT, Verdict.REJECT)
+        return [c.attack for c in self.results if c.policy == FULL and c.in_scope and c.verdict not in verdicts]
+
+    @property
+    def inapplicable(self) -> list[str]:
+        """Attacks that do not apply to this training, under any policy."""
+        made = {cell.attack for cell in self.results if cell.verdict is not None or cell.broken}
+        return [name for name in dict.fromkeys(c.attack for c in self.results) if name not in made]
+
+    @property
     def unpredicted(self) -> list[str]:
         """Attacks that were met by another share of the challenges than predicted."""
         return [c.attack for c in self.results if c.detection is not None and not c.detection.as_predicted]
@@ -143,14 +155,14 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every honest proof and no forgery was accepted, each was met as often as predicted, and none failed.
+        """Whether every honest proof was accepted, every forgery refused, met as predicted, and none failed.
 
         That of the verification of 2021 is left out: its test of first weights rejects one honest run in a hundred.
         """
         replayed = [cell for cell in self.results if cell.policy == FULL and cell.verdict is not None]
         verdicts = {name: verdict for name, verdict in self.honest.items() if name != PAPER}
         honest = bool(verdicts) and all(verdict is Verdict.ACCEPT for verdict in verdicts.values())
-        wrong = (self.false_accepts, self.unpredicted, self.broken, self.overspent)
+        wrong = (self.false_accepts, self.undecided, self.unpredicted, self.broken, self.overspent)
         return honest and bool(replayed) and not any(wrong) and (self.beside is None or self.beside.ok)
 
 

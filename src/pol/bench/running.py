@@ -72,9 +72,12 @@ def _run(
     work: Path, chosen: Suite, wanted: Sequence[str], files: Sequence[Path], budget: float, jobs: int, tell: Progress
 ) -> Outcome:  # fmt: skip
     """Run some attacks on one training."""
+    from pol.attacks.registry import sources
+
     started = time.monotonic()
     recipe, given = chosen.recipe, chosen.settings
-    kept = Kept(work, [recipe, given, budget, chosen.draws, preparing.environment(0)], files)
+    code = [*files, *sources(recipe, wanted)]
+    kept = Kept(work, [recipe, given, budget, chosen.draws, preparing.environment(0)], code)
     with tempfile.TemporaryDirectory(prefix="pol-bench-", ignore_cleanup_errors=True) as temporary:
         prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, tell)
         with arena.Arena(prepared.setting) as here:

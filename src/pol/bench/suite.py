@@ -43,11 +43,11 @@ class Suite:
 
 PLAIN = Suite(
     "plain",
-    # Here a forger finds all that it asks for: no schedule, and no running statistics that give a jump away. Of 360
-    # steps half pay for 160 intervals, more than the 150 up to which policy ``exact`` replays all, and for the some
+    # Here a forger finds all that it asks for: no schedule, and no running statistics that give a jump away. Of 400
+    # steps half pay for 180 intervals, more than the 150 up to which policy ``exact`` replays all, and for the some
     # 140 turns of attack A19.
     "pol.recipes.perceptron:Perceptron",
-    {"num_epochs": 36},
+    {"num_epochs": 40},
     1000,
     ("huge-decay", "ground-challenge", "adaptive"),
 )  # fmt: skip

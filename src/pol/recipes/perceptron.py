@@ -33,7 +33,7 @@ class Perceptron(Recipe):
     def __init__(
         self,
         *,
-        num_epochs: int = 36,
+        num_epochs: int = 40,
         samples: int = 100,
         batch_size: int = 10,
         lr: float = 0.01,

@@ -101,6 +101,12 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
         if beyond and policy == FULL:
             text += f"; beyond its reach are {', '.join(beyond)}: true of what they say"
         found.append((text + ".", "bold red" if accepted and policy == FULL else ""))
+    for name in outcome.undecided:
+        found.append((f"{FULL} could not tell of {name}, and has to refuse it.", "bold red"))
+    if outcome.inapplicable:
+        words = "does not apply" if len(outcome.inapplicable) == 1 else "do not apply"
+        found.append((f"{len(outcome.inapplicable)} of {len(rows(outcome))} attacks {words} to this training "
+                      f"({', '.join(outcome.inapplicable)}).", ""))  # fmt: skip
     for name, reason in outcome.broken.items():
         found.append((f"{name} is broken: {reason}", "bold red"))
     for name in outcome.overspent:
