@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pol import policies
+from pol.attacks.registry import attack_named
 from pol.auditor import LocalAuditor
 from pol.errors import RejectedProof, UsageError
 from pol.keys import SigningKey
@@ -93,6 +94,14 @@ def test_strategies_cost_what_they_should(long_proof, challenge, least, most):
     assert {result.index for result in report.intervals} == {i for d in drawn for i in range(d // 2 * 2, d + 1)}
     if challenge.strategy == "top-q":
         assert {index // 10 for index in report.draws.top} == set(range(20))
+
+
+def test_intervals_longer_than_those_of_one_step_are_refused(long_proof, key, tmp_path):
+    """Where no interval can be shorter, the spec of ``other-length`` names longer ones: else it forges nothing."""
+    attack_named("other-length").forge(long_proof, tmp_path / "p", key, RECIPE, InProcess())
+    forged = check(tmp_path / "p")
+    assert (forged.verdict, forged.caught_by) == (Verdict.REJECT, 4)
+    assert "the log has 200 intervals, the spec says 100" in forged.reason()
 
 
 def test_who_signed(long_proof, key):

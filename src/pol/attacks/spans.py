@@ -20,9 +20,10 @@ def long_interval(workshop: Workshop, out: Path) -> None:
 
 
 def other_length(workshop: Workshop, out: Path) -> None:
-    """An honest log whose spec names shorter intervals."""
+    """An honest log whose spec names shorter intervals; longer ones where there are none."""
     forger = workshop.open()
-    spec = msgspec.structs.replace(forger.genesis.spec, every=max(1, forger.genesis.spec.every - 1))
+    every = forger.genesis.spec.every
+    spec = msgspec.structs.replace(forger.genesis.spec, every=every - 1 if every > 1 else every + 1)
     forger.genesis = msgspec.structs.replace(forger.genesis, spec=spec)
     forger.seal(out, workshop.key)
 
