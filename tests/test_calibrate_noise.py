@@ -518,6 +518,15 @@ def test_interrupted_it_goes_on_where_it_was(tmp_path, keep):
     assert whole.calibration.noise == made.calibration.noise
 
 
+def test_what_failed_is_tried_again_another_time(tmp_path):
+    """An error, of which nobody knows whether it is of the recipe or of this hour, is not remembered."""
+    with pytest.raises(KeyboardInterrupt):
+        shortly(tmp_path / "c.json", Platform(left=2 * (1 + 5) + 1))  # in the first lie: both arithmetics have failed
+    assert FLOAT64 not in json.loads((tmp_path / "c.json.runs" / "noise.json").read_bytes())["left_out"]
+    noise = shortly(tmp_path / "c.json", Platform(arithmetic=True)).calibration.noise
+    assert found_by(noise, FLOAT64).left_out is None
+
+
 def stopped(out):
     with pytest.raises(KeyboardInterrupt):
         shortly(out, Platform(left=2))

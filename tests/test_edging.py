@@ -114,8 +114,8 @@ def test_the_settings_that_leave_the_most_gain_less_than_the_budget():
     honest = forged(PLAIN, functools.partial(edging.amplified_within, push=False), limits, bounds)
     assert weights(honest, 0).keys() == weights(path, 0).keys()
     assert apart(weights(honest, 0), weights(path, 0)) == 0  # one genesis
-    # Less than the budget, though more than the sum of the pushes (0.7 %): what comes after them makes them larger.
-    assert 0 < gain(PLAIN, path, honest) < limits.drift
+    # Less than the report says (0.61 % of the way; it gains 0.29 %), and so than the budget.
+    assert 0 < gain(PLAIN, path, honest) < report.drift.bound / report.drift.distance < limits.drift
 
 
 def test_without_bounds_and_budget_the_same_program_goes_anywhere():

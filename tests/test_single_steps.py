@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -196,9 +197,14 @@ def test_only_drawn_steps_are_taken_again(recorded, other, tmp_path):
     report = audited(recorded(0), tmp_path, prover, other, Challenge(strategy="uniform", uniform=1, top=0))
     assert report.verdict is not Verdict.REJECT, report.reason()
     assert len(report.intervals) == len(report.draws.all()) < 30
-    # Of the first and the last window the states between, of the interval before the last one its start, of the one
-    # that was drawn its ends; every tenth is kept.
-    assert len(list((tmp_path / "checkpoints").iterdir())) <= 9 + 9 + 1 + 2
+    # The first and the last window, the interval before the last one, and the one that was drawn.
+    assert {result.index for result in report.intervals} == {*range(10), *range(19, 30), *report.draws.uniform}
+    assert len(report.draws.uniform) == 1
+    ends = {at for result in report.intervals for at in (result.start, result.stop)}
+    # Both ends of each are there; every tenth is kept, and nothing else was taken again.
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {
+        Path(checkpoint_path(at)).name for at in ends - {0, 10, 20, 30}
+    }
 
 
 @pytest.mark.slow

@@ -58,6 +58,8 @@ class NoiseMeter:
         self._states = run.folder.parent / "states"
         self._states.mkdir(exist_ok=True)
         self._told = 0
+        self._failed: dict[str, str] = {}
+        """Conditions that this time did not work, with why; another time may have more memory."""
 
     def measure(self) -> tuple[list[Replays], list[Replays], dict[str, list[list[Error]]]]:
         """Take the steps again under every condition, as far as that is not done: honest ones, cheats, and all by name.
@@ -80,7 +82,7 @@ class NoiseMeter:
         return honest, cheats, errors
 
     def _replays(self, condition: Condition, errors: dict[str, list[list[Error]]]) -> Replays:
-        why = self._kept.left_out.get(condition.name)
+        why = self._kept.left_out.get(condition.name) or self._failed.get(condition.name)
         found = [] if why else [[error.seen for error in row] for row in errors[condition.name]]
         return Replays(name=condition.name, profile=condition.profile, left_out=why, found=found)
 
@@ -137,8 +139,10 @@ class NoiseMeter:
         except (ReplayError, Uncovered) as error:
             if condition.profile != self.run.genesis.profile and condition.honest:
                 raise
-            # Another arithmetic is not for every recipe, nor is every cheat.
-            self._kept.left_out[condition.name] = str(error).removesuffix(f". {SKIP}")[:2048]
+            # Another arithmetic is not for every recipe, nor is every cheat. What a step was given is the recipe's; an
+            # error may be of this machine and this hour (no memory), and is not kept.
+            left = self._kept.left_out if isinstance(error, Uncovered) else self._failed
+            left[condition.name] = str(error).removesuffix(f". {SKIP}")[:2048]
             have.clear()
         self._kept.save()
 
