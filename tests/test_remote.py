@@ -233,6 +233,15 @@ def test_a_proof_is_recorded_and_verified(url, recorded, state, tmp_path):
     accepted(url, model=tmp_path / "model.safetensors")
 
 
+def test_a_proof_of_large_tensors_is_recorded_and_verified(url, recorded):
+    """Packed, and stored once: later files name the first one, which is at the URL as well."""
+    recorded(url, BACKBONE, keep=3)
+    with opened(url) as store:
+        held = {slot.file for slot in read_entries(store, "checkpoints/000000000006.safetensors")}
+        assert "checkpoints/000000000000.safetensors" in held
+    assert check(url, BACKBONE).verdict is Verdict.ACCEPT
+
+
 def test_a_named_working_folder_stays_and_holds_the_same(url, recorded, tmp_path):
     recorded(url, work=tmp_path / "work")
     there = Place(url)
