@@ -808,6 +808,24 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert "is not empty: give a new URL" in capsys.readouterr().out
 
 
+def test_what_is_written_to_a_local_url_is_synced(tmp_path, monkeypatch):
+    """The working folder is removed when all is there. First the content, then the name."""
+    synced, sync = [], os.fsync
+
+    def noting(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, (tmp_path / "there/checkpoints/x").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    Place((tmp_path / "there").as_uri()).write(b"data", "checkpoints/x")
+    assert synced == [("x.tmp", False), ("checkpoints", True), ("there", True)]
+    (tmp_path / "y").write_bytes(b"data")
+    synced.clear()
+    Place((tmp_path / "there").as_uri()).put(tmp_path / "y", "y")
+    assert [name for name, _ in synced] == ["y.tmp", "there", tmp_path.name]
+
+
 # --- what a URL is
 
 
