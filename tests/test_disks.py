@@ -24,6 +24,7 @@ from pol.replay.inprocess import InProcess
 from zoo.tools import ZOO, check, train
 
 MOMENTUM = f"{ZOO / 'zoo_states.py'}:Momentum"
+BACKBONE = f"{ZOO / 'zoo_large.py'}:Backbone"
 EVERY = 2
 """Twelve steps make six intervals."""
 
@@ -46,11 +47,12 @@ class Beside(InProcess):
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """Makes copies of a recording whose genesis is signed."""
-    original = tmp_path_factory.mktemp("begun") / "proof"
-    train(MOMENTUM, original, every=EVERY, until_genesis=True)
-    numbers = itertools.count()
+    folder, numbers = tmp_path_factory.mktemp("begun"), itertools.count()
 
-    def copy():
+    def copy(recipe=MOMENTUM):
+        original = folder / recipe.rpartition(":")[2]
+        if not original.exists():
+            train(recipe, original, every=EVERY, until_genesis=True)
         return Path(shutil.copytree(original, original.with_name(f"copy-{next(numbers)}")))
 
     return copy
@@ -64,8 +66,8 @@ def expected(begun):
     return contents(out)
 
 
-def resume(out, **options):
-    return train(MOMENTUM, out, every=EVERY, resume=True, **options)
+def resume(out, recipe=MOMENTUM, **options):
+    return train(recipe, out, every=EVERY, resume=True, **options)
 
 
 def contents(out):
@@ -75,23 +77,25 @@ def contents(out):
     return found
 
 
-def assert_goes_on(out, expected=None):
-    resume(out)
+def assert_goes_on(out, expected=None, recipe=MOMENTUM):
+    resume(out, recipe)
     assert expected is None or contents(out) == expected
-    report = check(out, MOMENTUM)
+    report = check(out, recipe)
     assert report.verdict is Verdict.ACCEPT, report.reason()
 
 
 @pytest.fixture
 def unfinished(begun):
     """A recording that stopped with its log at step 8."""
-    out = begun()
+    return stopped(begun(), MOMENTUM)
 
+
+def stopped(out, recipe):
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        resume(out, executor=Beside(5, stop))
+        resume(out, recipe, executor=Beside(5, stop))
     assert (out / "log.jsonl").read_bytes().count(b"\n") == 5
     return out
 
@@ -279,6 +283,36 @@ def remove_after(step, out):
         path.unlink()
 
 
+@pytest.fixture(scope="module")
+def large(begun):
+    """The same of large tensors, packed and stored once; and what becomes of it when nothing happens."""
+    out, whole = stopped(begun(BACKBONE), BACKBONE), begun(BACKBONE)
+    resume(whole, BACKBONE)
+    return out, contents(whole)
+
+
+@pytest.mark.parametrize("place", [60, 0.3, 0.6, -1])
+@pytest.mark.parametrize("torn", [True, False])
+@pytest.mark.parametrize("step", [0, 8])
+def test_a_checkpoint_of_large_tensors_that_is_damaged(step, torn, place, large, tmp_path):
+    """In its header, in packed content, and in what other files name."""
+    original, expected = large
+    out = Path(shutil.copytree(original, tmp_path / "proof"))
+    path = out / f"checkpoints/{step:012d}.safetensors"
+    data = path.read_bytes()
+    at = int(place * len(data)) if isinstance(place, float) else place % len(data)
+    path.write_bytes(data[:at] if torn else data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(StoreError, match=r"000000000\d+\.safetensors is damaged: .* Remove it, and resume"):
+        resume(out, BACKBONE)
+    if place == -1:
+        path.unlink()
+        for after in range(step + 2, 9, 2):
+            (out / f"checkpoints/{after:012d}.safetensors").unlink()
+    else:
+        path.write_bytes(data)
+    assert_goes_on(out, expected, BACKBONE)
+
+
 def test_a_state_that_was_lost_comes_back_from_a_copy(unfinished, expected):
     path = unfinished / "checkpoints/000000000004.safetensors"
     data = path.read_bytes()
@@ -370,8 +404,7 @@ import torch
 from zoo.tools import ZOO, check, train
 from pol.cleaning import clean
 
-RECIPE = str(ZOO / "zoo_states.py") + ":Momentum"
-what, every = sys.argv[1], int(sys.argv[2])
+what, every, RECIPE = sys.argv[1], int(sys.argv[2]), str(ZOO / sys.argv[4])
 state = dict(folder="", left=-1, seen=0)
 
 def kill(event, arguments):
@@ -464,9 +497,9 @@ print(json.dumps(dict(total=total, wrong=wrong)))
 """
 
 
-def run_killer(*arguments):
+def run_killer(*arguments, recipe=MOMENTUM):
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, *map(str, arguments)], capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", KILLER, *map(str, arguments), recipe], capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -478,9 +511,15 @@ def test_killed_while_it_records(tmp_path):
     assert found["wrong"] == []
 
 
+def test_killed_while_it_records_large_tensors(tmp_path):
+    """Packed, stored once, and named by later files."""
+    assert run_killer("record", 20, tmp_path, recipe=BACKBONE)["wrong"] == []
+
+
 @pytest.mark.slow
-def test_killed_while_it_records_anywhere(tmp_path):
-    assert run_killer("record", 1, tmp_path)["wrong"] == []
+@pytest.mark.parametrize("recipe", [MOMENTUM, BACKBONE])
+def test_killed_while_it_records_anywhere(recipe, tmp_path):
+    assert run_killer("record", 1, tmp_path, recipe=recipe)["wrong"] == []
 
 
 def test_killed_while_it_cleans(tmp_path):

@@ -233,6 +233,15 @@ def test_a_proof_is_recorded_and_verified(url, recorded, state, tmp_path):
     accepted(url, model=tmp_path / "model.safetensors")
 
 
+def test_a_proof_of_large_tensors_is_recorded_and_verified(url, recorded):
+    """Packed, and stored once: later files name the first one, which is at the URL as well."""
+    recorded(url, BACKBONE, keep=3)
+    with opened(url) as store:
+        held = {slot.file for slot in read_entries(store, "checkpoints/000000000006.safetensors")}
+        assert "checkpoints/000000000000.safetensors" in held
+    assert check(url, BACKBONE).verdict is Verdict.ACCEPT
+
+
 def test_a_named_working_folder_stays_and_holds_the_same(url, recorded, tmp_path):
     recorded(url, work=tmp_path / "work")
     there = Place(url)
@@ -797,6 +806,24 @@ def test_the_command_line(tmp_path, capsys, monkeypatch):
     assert main(["gc", url]) == 3
     assert main(["record", MOMENTUM, *words]) == 3
     assert "is not empty: give a new URL" in capsys.readouterr().out
+
+
+def test_what_is_written_to_a_local_url_is_synced(tmp_path, monkeypatch):
+    """The working folder is removed when all is there. First the content, then the name."""
+    synced, sync = [], os.fsync
+
+    def noting(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, (tmp_path / "there/checkpoints/x").exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    Place((tmp_path / "there").as_uri()).write(b"data", "checkpoints/x")
+    assert synced == [("x.tmp", False), ("checkpoints", True), ("there", True)]
+    (tmp_path / "y").write_bytes(b"data")
+    synced.clear()
+    Place((tmp_path / "there").as_uri()).put(tmp_path / "y", "y")
+    assert [name for name, _ in synced] == ["y.tmp", "there", tmp_path.name]
 
 
 # --- what a URL is

@@ -1,5 +1,6 @@
 """A recording that is cut anywhere goes on as if nothing had happened: the same log, byte for byte."""
 
+import fcntl
 import itertools
 import json
 import random
@@ -425,6 +426,23 @@ def test_a_complete_proof_cannot_be_resumed(begun):
     with pytest.raises(UsageError, match="is not empty"):
         train(MOMENTUM, out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_lock_that_its_holder_removes_meanwhile(tmp_path, monkeypatch):
+    """Between the opening and the taking the other recording ends: a lock without a name would keep nobody away."""
+    first, take = Lock(tmp_path), fcntl.flock
+
+    def late(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", take)
+        first.release(remove=True)
+        take(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second = Lock(tmp_path)
+    with pytest.raises(UsageError, match="is being recorded by another process"):
+        Lock(tmp_path)
+    second.release(remove=True)
+    Lock(tmp_path).release(remove=True)
 
 
 def test_two_recordings_cannot_share_a_directory(begun, whole):

@@ -221,15 +221,27 @@ class Lock:
             StoreError: the disk refused.
         """
         self._path = folder / LOCK
+        self._take()
+        while not self._is_there():  # its holder removed it after we had opened it: it keeps nobody away any more
+            os.close(self._descriptor)
+            self._take()
+
+    def _take(self) -> None:
         try:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StoreError(f"{folder}: cannot write there: {error.strerror}") from None
+            raise StoreError(f"{self._path.parent}: cannot write there: {error.strerror}") from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._descriptor)
-            raise UsageError(f"{folder} is being recorded by another process") from None
+            raise UsageError(f"{self._path.parent} is being recorded by another process") from None
+
+    def _is_there(self) -> bool:
+        """Whether the file that we hold is the one under the lock's name."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._path))
+        return False
 
     def release(self, *, remove: bool) -> None:
         """Let go; ``remove`` the lock file when the proof is complete."""

@@ -6,6 +6,7 @@ fsspec is the extra ``[remote]``; what a protocol needs besides (s3fs, gcsfs, ad
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,8 @@ class Place:
         if not self._root:
             raise UsageError(f"{self.url}: name a folder there, not all of it")
         protocol = self._system.protocol
-        self._whole = not WHOLE.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
+        protocols = {protocol} if isinstance(protocol, str) else set(protocol)
+        self._whole, self._local = not WHOLE.isdisjoint(protocols), not protocols.isdisjoint({"file", "local"})
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         """Name and size of all that is there, checkpoints included; None is the size of what is no file.
@@ -148,8 +150,13 @@ class Place:
             if not self._whole:
                 self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
             write(temporary)
+            if self._local:
+                _sync(Path(temporary))
             if temporary != path:
                 self._system.mv(temporary, path)
+            if self._local:
+                for folder in (Path(path).parent, Path(path).parent.parent):  # the upper one: its name may be new
+                    _sync(folder)
 
         try:
             self._try(f"cannot write {name}", written)
@@ -187,6 +194,15 @@ class Place:
                     said = " ".join(str(error).split()) or type(error).__name__
                     raise StoreError(f"{self.url}: {what}: {said}") from error
             self._sleep(wait)
+
+
+def _sync(path: Path) -> None:
+    """Make a local file or folder survive a crash of the machine: what it is a copy of may be removed."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _size(entry: dict[str, Any]) -> int | None:
