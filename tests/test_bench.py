@@ -21,6 +21,7 @@ from pol.attacks.attack import Attack
 from pol.attacks.forger import Forger
 from pol.attacks.needs import DoesNotApply
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
+from pol.attacks.workshop import Workshop
 from pol.bench import arena, detection, pool, running, suite
 from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
@@ -451,6 +452,49 @@ def test_attacks_of_a_file(tmp_path):
         attack_named("other")
     with pytest.raises(UsageError, match="an attack called nan-bridge already"):
         read_attacks(own(tmp_path, "nan-bridge"))
+
+
+def test_two_attacks_of_one_name(tmp_path):
+    path = own(tmp_path)
+    path.write_text(path.read_text() + "ATTACKS = ATTACKS * 2\n")
+    with pytest.raises(UsageError, match="several attacks are called own-lie"):
+        read_attacks(path)
+    files = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        files.append(own(tmp_path / name))
+    with pytest.raises(UsageError, match="several attacks of these files are called own-lie"):
+        running.attacks(work=tmp_path / "cells", files=files)
+
+
+def test_a_file_with_a_dataclass_and_late_annotations(tmp_path):
+    path = own(tmp_path)
+    head = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n@dataclass\nclass A:\n    x: int\n"
+    )
+    path.write_text(head + path.read_text())
+    assert read_attacks(path)[0].name == "own-lie"
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (lambda shop: shop.train(shop.begin(), stop=7), "stop at a multiple of k = 3 or at the end, not at 7"),
+        (lambda shop: shop.train(shop.begin(), 3), "no state after 3 steps to start from"),
+        (lambda shop: shop.pretend(shop.begin(every=2)), "this run has 7 records, and those of the target"),
+    ],
+)
+def test_what_a_workshop_cannot_do_says_so(tmp_path, what, words):
+    shop = Workshop(factory().proof(), known_key(2), RECIPE, tmp_path, InProcess())
+    with pytest.raises(UsageError, match=words):
+        what(shop)
+
+
+def test_what_would_be_published_is_looked_for_before_it_starts(tmp_path, capsys):
+    out, target = tmp_path / "forged", str(factory().proof())
+    (tmp_path / "forged-published").mkdir()
+    assert main(["attack", "signed-again", "--target", target, "--recipe", RECIPE, "--out", str(out)]) == 3
+    assert "forged-published exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["1 +\n", "ATTACKS = nothing\n", "import nowhere\n"])

@@ -35,6 +35,11 @@ class Published({base}, Original):
 '''
 
 
+def published(out: Path) -> Path:
+    """The folder beside a forgery in which its maker publishes."""
+    return out.with_name(f"{out.name}-published")
+
+
 def released(workshop: Workshop) -> str:
     """The name of the part that the target releases.
 
@@ -64,7 +69,7 @@ def publish(
     """
     if recipes.load(workshop.recipe).train is not Recipe.train:
         raise DoesNotApply("this attack needs a recipe with the usual loop")
-    folder = out.with_name(f"{out.name}-published")
+    folder = published(out)
     folder.mkdir(parents=True)
     where, name = split_reference(workshop.recipe)
     if where.endswith(".py"):  # its local modules come along; those of a package are installed

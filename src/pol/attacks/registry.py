@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,10 +40,12 @@ def read_attacks(path: Path | str) -> tuple[Attack, ...]:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file: name a Python file with a tuple ATTACKS")
-    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    name = f"{path.stem} of {path.resolve().parent}"  # of its own: no module that others import is called so
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for the names in their annotations
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -50,6 +53,9 @@ def read_attacks(path: Path | str) -> tuple[Attack, ...]:
     found = getattr(module, "ATTACKS", None)
     if not isinstance(found, tuple | list) or not found or not all(isinstance(one, Attack) for one in found):
         raise UsageError(f"{path}: expected ATTACKS, a tuple of pol.attacks.attack.Attack (docs/attacks.md has one)")
+    names = [attack.name for attack in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"{path}: several attacks are called {twice[0]}; give each a name of its own")
     for attack in found:
         if attack.name in REGISTRY:
             raise UsageError(f"{path}: there is an attack called {attack.name} already; give yours another name")

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from pol import canonical, prover, seeds
 from pol.attacks.forger import UNSET, Forger
 from pol.attacks.needs import DoesNotApply
+from pol.errors import UsageError
 from pol.executors.local import Executor
 from pol.interval import Interval
 from pol.keys import SigningKey
-from pol.proof.genesis import Randomness
+from pol.proof.genesis import Randomness, boundaries
 from pol.proof.policy import Policy
 from pol.replay import recipe as recipes
 from pol.replay.engine import Arrival, Frame, Position, advance
@@ -166,7 +167,17 @@ class Workshop:
             settings: Configuration that is really used instead of the registered one.
             data: What is done to the dataset.
             step: What is done in place of the recipe's own step, under the same random numbers.
+
+        Raises:
+            UsageError: there is no state at ``start``, or no record ends at ``stop``: nothing would be left of steps.
         """
+        if start not in forger.states:
+            raise UsageError(f"train: this run has no state after {start} steps to start from")
+        if stop is not None and stop not in boundaries(forger.genesis.spec):
+            every = forger.genesis.spec.every
+            raise UsageError(
+                f"train: stop at a multiple of k = {every} or at the end, not at {stop}: records end there"
+            )
         index = forger.first_interval(start)
         if counts is None:
             registered = [part.name for part in forger.genesis.spec.declaration.parts if part.counted]
@@ -179,9 +190,18 @@ class Workshop:
         self.gradients += ((stop or forger.steps) - start) * forger.genesis.spec.batches_per_step
 
     def pretend(self, forger: Forger, data: Change | None = None) -> None:
-        """Fill the log with all that costs no gradient: true batches; losses, rates and counts as in the target."""
+        """Fill the log with all that costs no gradient: true batches; losses, rates and counts as in the target.
+
+        Raises:
+            UsageError: the target has another number of records.
+        """
         target = self.open().intervals
         found = self._run(forger, Position(), {}, data, lambda *_: 0.0)
+        if len(found) != len(target):
+            raise UsageError(
+                f"pretend: this run has {len(found)} records, and those of the target, which it follows, are "
+                f"{len(target)}: begin with its own length and k"
+            )
         forger.intervals = [
             msgspec.structs.replace(model, batches=own.batches, root=UNSET)
             for model, (own, _) in zip(target, found, strict=True)

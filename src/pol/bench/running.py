@@ -56,6 +56,9 @@ def attacks(
     for name in names:
         attack_named(name)
     own = [f"{file}:{attack.name}" for file in files for attack in read_attacks(file)]
+    short = [name.rpartition(":")[2] for name in own]
+    if twice := sorted({name for name in short if short.count(name) > 1}):
+        raise UsageError(f"several attacks of these files are called {twice[0]}; give each a name of its own")
     listed = list(chosen.attacks or REGISTRY)
     wanted = [*(names or ([] if own else listed)), *own]
     trained = recipe or chosen.recipe

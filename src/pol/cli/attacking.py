@@ -51,6 +51,7 @@ def attack(
     if name == LIST:
         return _listed(as_json)
     from pol import policies
+    from pol.attacks.publishing import published
     from pol.attacks.registry import attack_named
     from pol.keys import SigningKey
     from pol.render import forging
@@ -63,8 +64,9 @@ def attack(
         raise UsageError(f"give {' and '.join(missing)}: an attack takes a proof apart and writes another")
     if not target.is_dir():
         raise UsageError(f"{target}: no such proof directory")
-    if out.exists():
-        raise UsageError(f"{out} exists already: a forged proof is written to a new folder")
+    for made in (out, published(out)):
+        if made.exists():
+            raise UsageError(f"{made} exists already: a forged proof, and what is published with it, get new folders")
     if key is None and chosen.forger == "prover":
         raise UsageError(f"--key: {chosen.name} is a lie of the prover's own: it needs the key that signed {target}")
     summary, _ = output.read_summary(target)
