@@ -56,8 +56,10 @@ class Perceptron(Recipe):
     def build(self) -> dict[str, Any]:
         """Model and optimizer."""
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, self.width), nn.ReLU(), nn.Linear(self.width, 10))
-        options = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
-        return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), **options)}
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+        return {"model": model, "optimizer": optimizer}
 
     def step(self, parts: Any, batch: dict[str, Tensor]) -> Tensor:
         """One optimizer update; returns the loss before it."""
