@@ -49,7 +49,9 @@ PLAIN = Suite(
     "pol.recipes.perceptron:Perceptron",
     {"num_epochs": 40},
     1000,
-    ("huge-decay", "ground-challenge", "adaptive"),
+    # Where augmentation or dropout follow from the thief's seed, a stolen tail is replayed under other masks, and
+    # constants of 2021 sit near what that moves: its verdict on the first three would say more of draws than of them.
+    ("glued-masked", "bridged", "pulled", "huge-decay", "ground-challenge", "adaptive"),
 )  # fmt: skip
 
 QUICK = Suite(
@@ -61,9 +63,9 @@ QUICK = Suite(
     1000,
     # One or two for each published attack but A1, A3 and A11, whose forgeries take some trainings' worth of
     # gradients, and some of the trivial ones; the tests make all of them, on smaller models.
-    ("suppressed-steps", "infinitesimal-matched", "blindfold", "glued-masked", "pulled", "bridged", "repudiation",
+    ("suppressed-steps", "infinitesimal-matched", "blindfold", "repudiation",
      "skipped-intervals", "data-addition", "order-slowdown", "ground-start", "distilled", "drifting", "amplified",
-     "ground-challenge", "spliced", "adaptive", "nan-bridge", "signed-again", "edited-checkpoint-sealed"),
+     "spliced", "adaptive", "nan-bridge", "signed-again", "edited-checkpoint-sealed"),
     PLAIN,
 )  # fmt: skip
 FULL_SUITE = Suite("full", DIGITS, {"num_epochs": 6}, 10_000, beside=PLAIN)

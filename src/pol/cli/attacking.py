@@ -64,9 +64,9 @@ def attack(
         raise UsageError(f"give {' and '.join(missing)}: an attack takes a proof apart and writes another")
     if not target.is_dir():
         raise UsageError(f"{target}: no such proof directory")
-    for made in (out, published(out)):
-        if made.exists():
-            raise UsageError(f"{made} exists already: a forged proof, and what is published with it, get new folders")
+    for folder in (out, published(out)):
+        if folder.exists():
+            raise UsageError(f"{folder} exists already: a forged proof, and what is published with it, get new folders")
     if key is None and chosen.forger == "prover":
         raise UsageError(f"--key: {chosen.name} is a lie of the prover's own: it needs the key that signed {target}")
     summary, _ = output.read_summary(target)
