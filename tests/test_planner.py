@@ -23,7 +23,7 @@ from pol.proof.policy import EXACT
 from pol.replay.inprocess import InProcess
 from references import PLAIN, RECIPE
 from test_cli_answers import call
-from zoo.tools import recipes
+from zoo.tools import ZOO, recipes
 
 ADAM = RECIPE.replace("toy.py:Toy", "adam.py:Adam")
 LOADERS = recipes("zoo_loaders.py")
@@ -168,6 +168,13 @@ def odd(folder):
 def test_a_whole_training_may_be_measured(tmp_path):
     (tmp_path / "states").mkdir()
     assert the(Measured, measured(tmp_path / "states", f"{odd(tmp_path)}:Even", seconds=1e9)).steps == 8
+
+
+def test_what_a_recording_would_go_back_for_does_not_stop_a_measurement(tmp_path):
+    """A large tensor stays for nine steps and is then written: from there on everything is hashed."""
+    recipe = f"{ZOO / 'zoo_large.py'}:Thawed"
+    found = measured(tmp_path, recipe, every=1, keep=12, seconds=1e9)
+    assert the(Measured, found).steps == 12
 
 
 def test_readings_of_ones_own_loaders_add_nothing(tmp_path):
