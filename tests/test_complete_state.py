@@ -645,9 +645,9 @@ def test_pieces_are_put_back_in_order(monkeypatch):
     ):
         real = getattr(owner, method)
 
-        def noted(*args, real=real, name=name):
+        def noted(*args, real=real, name=name, **options):
             CALLS.append(name)
-            return real(*args)
+            return real(*args, **options)
 
         monkeypatch.setattr(owner, method, noted)
     fetched = Watch()
