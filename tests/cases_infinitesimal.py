@@ -20,7 +20,7 @@ CASES = {
 TOLERANCE = {
     "infinitesimal": (4, "the move per learning rate"),
     "infinitesimal-matched": (4, NOT_DERIVED),
-    "blindfold": (4, "the move per learning rate"),
+    "blindfold": (4, "where 0.1 is declared, and nothing that may change it"),
 }
 PAPER = {
     "infinitesimal": ("ACCEPT", "a rate of about 0 explains that nothing moves, up to delta (A4)"),
