@@ -283,7 +283,8 @@ def test_without_its_function_a_clause_stops_nothing(clause, monkeypatch):
 
 
 def test_no_function_is_without_a_clause():
-    assert {*OWNERS, clauses.rule} == {*clauses.CLAUSES, drift.beforehand}
+    by_forgeries = {clauses.rule, hyperparameters.constant}  # which no honest run meets: here, and in test_bounds.py
+    assert {*OWNERS, *by_forgeries} == {*clauses.CLAUSES, drift.beforehand}
 
 
 def test_named_first_weights():
