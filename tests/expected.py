@@ -1,7 +1,8 @@
 """What the quick suite of attacks is expected to give: ``python tests/expected.py results/attacks.json`` writes it.
 
 A cell is a verdict with the step that caught the attack, or ``by chance`` where the sample decides. Several are joined
-by `` or `` by hand, where an attack is near a limit of the verification of 2021.
+by `` or `` by hand, where an attack is near a limit of the verification of 2021, or where it is a matter of the run
+whether the one forged interval is among the largest moves.
 """
 
 import json

@@ -651,5 +651,7 @@ def test_the_quick_suite_gives_what_is_expected(tmp_path):
     results = [*outcome["results"], *outcome["beside"]["results"]]
     detections = {one["attack"]: one["detection"] for one in results if one["detection"]}
     assert all(one["low"] <= one["met"] <= one["high"] for one in detections.values())
-    assert 0 < detections["adaptive"]["predicted"] < 1  # so that its interval is one: what is certain tests nothing
+    # Whether a jump is among the largest moves of its run, and so met for certain, is a matter of that run: on known
+    # ones test_adversary.py counts. Uniform draws meet one interval of many by chance in all.
+    assert 0 < detections["adaptive"]["uniform_predicted"] < 1
     assert detections["adaptive"]["intervals"] > policies.load("exact").challenge.all_up_to
