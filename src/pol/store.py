@@ -179,13 +179,13 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise StoreError(f"{path}: cannot write: {error.strerror}") from None
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a crash of the machine."""
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -46,7 +46,7 @@ from pol.store import (
     SECRET,
     ProofDirectory,
     checkpoint_path,
-    sync_folder,
+    sync,
     write_atomically,
 )  # fmt: skip
 from pol.version import __version__
@@ -222,7 +222,7 @@ class Unfinished:
             )
         try:
             if kept:  # a crash of the machine never leaves a line without the checkpoint that it names
-                sync_folder(self.checkpoints)
+                sync(self.checkpoints)
             with (self.path / LOG).open("ab") as file:
                 file.write(line)
                 if kept:

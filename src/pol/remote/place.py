@@ -6,7 +6,6 @@ fsspec is the extra ``[remote]``; what a protocol needs besides (s3fs, gcsfs, ad
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pol.errors import FormatError, Incomplete, StoreError, UsageError
-from pol.store import CHECKPOINTS
+from pol.store import CHECKPOINTS, sync
 
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://.+")
 _COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/[^/].*")
@@ -151,12 +150,12 @@ class Place:
                 self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
             write(temporary)
             if self._local:
-                _sync(Path(temporary))
+                sync(Path(temporary))
             if temporary != path:
                 self._system.mv(temporary, path)
             if self._local:
                 for folder in (Path(path).parent, Path(path).parent.parent):  # the upper one: its name may be new
-                    _sync(folder)
+                    sync(folder)
 
         try:
             self._try(f"cannot write {name}", written)
@@ -194,15 +193,6 @@ class Place:
                     said = " ".join(str(error).split()) or type(error).__name__
                     raise StoreError(f"{self.url}: {what}: {said}") from error
             self._sleep(wait)
-
-
-def _sync(path: Path) -> None:
-    """Make a local file or folder survive a crash of the machine: what it is a copy of may be removed."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _size(entry: dict[str, Any]) -> int | None:
