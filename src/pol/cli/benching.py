@@ -61,8 +61,8 @@ def attacks(
 ) -> int:  # fmt: skip
     """Attacks × policies: forge, verify, and count how often a sample would have met each forgery.
 
-    Exit code 1 if an honest proof was not accepted, if replaying everything accepted a forgery, if samples met one
-    more or less often than predicted, if a forger spent more than its budget, or if an attack broke; else 0.
+    Exit code 1 if an honest proof was not accepted, if replaying everything did not refuse a forgery, if samples met
+    one more or less often than predicted, if a forger spent more than its budget, or if an attack broke; else 0.
     """
     from pol import prover
     from pol.bench import running
