@@ -52,7 +52,7 @@ _PARALLEL_FROM = 1 << 20
 (measured in the study of hashing: 5.8 GB/s on one thread, 10.7 GB/s on two)."""
 
 
-def blake3_chunks(chunks: Iterable[bytes]) -> bytes:
+def blake3_chunks(chunks: Iterable[bytes | memoryview]) -> bytes:
     """BLAKE3-256 of tensor content that comes in chunks: 32 raw bytes."""
     hasher = _blake3.blake3(max_threads=_blake3.blake3.AUTO)
     for chunk in chunks:

@@ -74,6 +74,7 @@ class Attached:
     def declare(self, loader: Loader, epochs: int, entries: list[Entry] | None) -> Declaration:
         """What the program declares; entries are those that it was built with, unless they are known."""
         built = self.state()  # also where entries are known: it refuses what no state can hold
+        _check_on_cpu(built)
         return Declaration(
             parts=self.parts.describe(),
             entries=[entry for entry, _ in built.entries()] if entries is None else entries,
@@ -89,3 +90,13 @@ class Attached:
             frozen=self.bases.declared,
             ignored=self._ignored,
         )
+
+
+def _check_on_cpu(state: State) -> None:
+    """States may lie on a GPU, but this version cannot put its generators where a step needs them."""
+    for key, tensor in state.tensors.items():
+        if tensor.device.type != "cpu":
+            raise ReplayError(
+                f"{key} is on {tensor.device}: this version records trainings on the CPU. It sets no generators of "
+                "other devices, so replays would differ"
+            )

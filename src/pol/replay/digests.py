@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
+from pol.digest import blake3_bytes
 from pol.errors import ReplayError, Unsure
 from pol.replay.state import State
-from pol.replay.tensors import content_digest
+from pol.replay.tensors import content_digest, device_digests
+from pol.replay.views import LARGE, Views, layout
 from pol.statetree import Entry
-
-LEAST = 1 << 16
-"""Bytes from which a tensor is looked at: 64 KiB are hashed in ten microseconds, about what looking costs."""
 
 LOOKS = 3
 """Boundaries at which a tensor must not have changed before it is trusted: as many as the control run has steps."""
@@ -52,6 +51,7 @@ class Digests:
         """``trust``: else everything is hashed every time, as in replays."""
         self._trust = trust
         self._known: dict[str, _Known] = {}
+        self._views = Views()
         self.unchanged: set[str] = set()
         """Keys that were not hashed again at the last boundary."""
 
@@ -67,10 +67,18 @@ class Digests:
             Unsure: it may have been, but was written in another way since.
         """
         self.unchanged = set()
-        return [(entry, self._content(entry.key, tensor, kept=kept)) for entry, tensor in state.entries()]
+        there = device_digests(state.tensors)
+        found = []
+        for tensor, _, entry, view in self._views.of(state):
+            if view is not None:
+                content = blake3_bytes(view)
+            else:  # on a GPU looking takes longer than hashing
+                content = there.get(entry.key) or self._content(entry.key, tensor, kept=kept)
+            found.append((entry, content))
+        return found
 
     def _content(self, key: str, tensor: torch.Tensor, *, kept: bool) -> bytes:
-        if not self._trust or tensor.nbytes < LEAST:
+        if not self._trust or tensor.nbytes < LARGE:  # 64 KiB are hashed in ten microseconds, what looking costs
             return content_digest(tensor)
         known = self._known.get(key)
         if known is None or not known.is_still(tensor):
@@ -107,4 +115,4 @@ def _said(key: str) -> str:
 
 
 def _mark(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor._version, tuple(tensor.shape), tensor.stride(), tensor.dtype
+    return tensor._version, *layout(tensor)

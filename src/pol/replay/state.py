@@ -14,7 +14,7 @@ import torch
 from pol.container import Location, Placed, header_length, parse_header, resolve
 from pol.errors import FormatError, IntegrityError, ReplayError
 from pol.layout import Content, write_checkpoint
-from pol.replay.tensors import TYPES, content, content_digest, describe, is_finite
+from pol.replay.tensors import TYPES, content, content_digest, describe, device_digests, is_finite
 from pol.statetree import Entry, StateRoot, state_root
 
 _PART = 1 << 24
@@ -39,7 +39,8 @@ class State:
 
     def digests(self) -> list[tuple[Entry, bytes]]:
         """Entries with the BLAKE3-256 of their content."""
-        return [(entry, content_digest(tensor)) for entry, tensor in self.entries()]
+        known = device_digests(self.tensors)
+        return [(entry, known.get(entry.key) or content_digest(tensor)) for entry, tensor in self.entries()]
 
     def root(self) -> StateRoot:
         """Roots of the state tree."""

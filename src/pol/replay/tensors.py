@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from pol.digest import blake3_bytes
 from pol.errors import ReplayError
+from pol.replay import ondevice
 from pol.statetree import Entry
 
 NAMES = {
@@ -28,15 +30,15 @@ if sys.byteorder != "little":  # the format is little-endian, and torch tensors 
     raise ImportError("this version runs on little-endian machines only")
 
 
-def dtype_name(tensor: torch.Tensor, where: str) -> str:
+def dtype_name(tensor: torch.Tensor, where: str, devices: tuple[str, ...] = ("cpu",)) -> str:
     """The format's name of a tensor's dtype.
 
     Raises:
-        ReplayError: the dtype has no name in format v1, or the tensor is not a plain CPU tensor.
+        ReplayError: the dtype has no name in format v1, or the tensor is not a plain one on one of these devices.
     """
     if type(tensor).__module__.startswith("torch.distributed"):
         raise ReplayError(f"{where} is spread over several processes: this version records the training of one process")
-    if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+    if tensor.device.type not in devices or tensor.layout is not torch.strided:
         raise ReplayError(f"{where} is on {tensor.device} ({tensor.layout}): this version records dense CPU tensors")
     if tensor.dtype not in NAMES:
         raise ReplayError(
@@ -46,8 +48,10 @@ def dtype_name(tensor: torch.Tensor, where: str) -> str:
 
 
 def content(tensor: torch.Tensor) -> memoryview:
-    """Row-major bytes of a tensor, without a copy where it is contiguous."""
+    """Row-major bytes of a tensor, without a copy where it is contiguous and in the machine's own memory."""
     tensor = tensor.detach()
+    if tensor.is_cuda:
+        tensor = tensor.cpu()
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
     if tensor.dtype is torch.bfloat16:  # which numpy does not have
@@ -58,7 +62,7 @@ def content(tensor: torch.Tensor) -> memoryview:
 
 def describe(kind: str, name: str, tensor: torch.Tensor) -> Entry:
     """The entry of a tensor in a state."""
-    return _entry(kind, name, dtype_name(tensor, name), tensor.shape)
+    return _entry(kind, name, dtype_name(tensor, name, ("cpu", "cuda")), tensor.shape)
 
 
 @functools.lru_cache(maxsize=1 << 16)  # the same entries at every boundary, of half a kilobyte each
@@ -69,7 +73,7 @@ def _entry(kind: str, name: str, dtype: str, shape: tuple[int, ...]) -> Entry:
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether a sum over all values is finite: then each of them is. It may also be infinite because they are large."""
     tensor = tensor.detach()
-    if tensor.dtype in _NUMPY and tensor.numel() <= _ALONE:
+    if tensor.dtype in _NUMPY and tensor.numel() <= _ALONE and not tensor.is_cuda:
         values = tensor.numpy()
         return math.isfinite(np.vdot(values, values))
     return math.isfinite(tensor.sum())
@@ -78,6 +82,18 @@ def is_finite(tensor: torch.Tensor) -> bool:
 def content_digest(tensor: torch.Tensor) -> bytes:
     """BLAKE3-256 of a tensor's bytes."""
     return blake3_bytes(content(tensor))
+
+
+def device_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    """BLAKE3-256 of the bytes of those tensors that lie on a GPU, by their keys: made there, all at a time."""
+    devices: dict[torch.device, list[str]] = {}
+    for key, tensor in tensors.items():
+        if tensor.is_cuda:
+            devices.setdefault(tensor.device, []).append(key)
+    found: dict[str, bytes] = {}
+    for keys in devices.values():
+        found.update(zip(keys, ondevice.digests([tensors[key] for key in keys]), strict=True))
+    return found
 
 
 def short_digest(tensor: torch.Tensor) -> str:

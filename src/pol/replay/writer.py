@@ -16,12 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pol.container import Location, Placed, header_length, parse_header
 from pol.errors import FormatError, IntegrityError
 from pol.messages import EventType
 from pol.packing import LEAST
+from pol.replay.copies import Copies
 from pol.replay.files import save_atomically
 from pol.replay.state import State
 from pol.statetree import Entry
@@ -33,7 +32,7 @@ class Writer:
     def __init__(self, directory: Path, emit: Callable[[EventType], None]) -> None:
         self._directory, self._emit = directory, emit
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._copy: dict[str, torch.Tensor] = {}
+        self._copies = Copies()
         self._holders = Holders()
         self._waiting: deque[tuple[Future[None] | None, EventType]] = deque()
         self.waits, self.waited = 0, 0.0
@@ -55,8 +54,10 @@ class Writer:
         if state is not None:
             self._drain()  # the copy is in use until then
             held = self._holders.of(step, state.contents)
-            copy, path = self._copied(state, held), self._directory / checkpoint_name(step)
-            written = self._thread.submit(save_atomically, copy, path, held=held)
+            copies, arrived = self._copies.of({k: t for k, t in state.tensors.items() if k not in held})
+            # of those that are held only dtype and shape are written
+            copy, path = State({**state.tensors, **copies}), self._directory / checkpoint_name(step)
+            written = self._thread.submit(_write, copy, path, held, arrived)
         self._waiting.append((written, event))
         self.tell()
 
@@ -94,18 +95,10 @@ class Writer:
         if behind:
             self.waits, self.waited = self.waits + 1, self.waited + time.monotonic() - begin
 
-    def _copied(self, state: State, held: dict[str, Location]) -> State:
-        copy = {}
-        for key, tensor in state.tensors.items():
-            if key in held:  # of these only dtype and shape are written
-                copy[key] = tensor
-                continue
-            memory = self._copy.get(key)
-            if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
-                memory = torch.empty(tensor.shape, dtype=tensor.dtype)
-            copy[key] = memory.copy_(tensor.detach())
-        self._copy = {key: memory for key, memory in copy.items() if key not in held}
-        return State(copy)
+
+def _write(copy: State, path: Path, held: dict[str, Location], arrived: Callable[[], None]) -> None:
+    arrived()
+    save_atomically(copy, path, held=held)
 
 
 class Holders:
