@@ -7,7 +7,9 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -22,6 +24,7 @@ from pol.attacks.forger import Forger
 from pol.attacks.needs import DoesNotApply
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 from pol.attacks.workshop import Workshop
+from pol.auditor import LocalAuditor
 from pol.bench import arena, detection, pool, running, suite
 from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
@@ -224,6 +227,24 @@ def test_what_is_found_on_a_training_beside_counts_and_is_shown():
     assert expectations(json.loads(msgspec.json.encode(found)))["adaptive on Plain"][SAMPLED] == CHANCE
 
 
+def test_who_claims_weights_that_the_verifier_gave_out_meets_one_that_gave_out_others():
+    """The bench's verifier gave out none, and could not tell."""
+    place = object.__new__(arena.Arena)
+    place.policies = suite.columns(dict.fromkeys(("l1", "l2", "linf", "cos"), 1.0))
+    place.setting = SimpleNamespace(target=lambda rule: factory().proof(rule=rule))
+    attack = REGISTRY["stolen-given"]
+    with LocalAuditor(RECIPE, executor=InProcess()) as auditor:
+        for name, policy in place.policies.items():
+            forgery = factory().forgery("stolen-given", rule=policy.rule)
+            report = place._verify(attack, forgery, name, auditor)
+            assert report.verdict is Verdict.REJECT or name == PAPER
+            if name == FULL:
+                assert report.caught_by == 4
+                assert "your policy demands" in report.reason()
+                honest = place._verify(attack, replace(forgery, path=factory().proof()), name, auditor)
+                assert honest.verdict is Verdict.ACCEPT
+
+
 def test_a_suite_that_there_is_not():
     with pytest.raises(UsageError, match="there is quick, full"):
         suite.named("slow")
@@ -367,11 +388,39 @@ def test_another_recipe_or_attack_in_a_file_is_another_question(tmp_path, monkey
     assert len(set(asked)) == 4
 
 
-def test_what_is_kept_is_not_made_again(tmp_path):
+def test_what_is_kept_is_not_made_again(tmp_path, monkeypatch):
     kept = pool.Kept(tmp_path, [])
     kept.put("lie", [cell()])
     setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
-    assert pool.meet_all(setting, ["lie"], kept, 1, lambda *_: None) == {"lie": [cell()]}
+    asked = []
+    monkeypatch.setattr(pool, "_run", lambda _, names, jobs, take: asked.append(names) or take(None, "as usual"))
+    assert pool.meet_all(setting, ["lie"], kept, 1, lambda *_: None) == ("as usual", {"lie": [cell()]})
+    assert asked == [[None]]
+
+
+def test_what_takes_longest_is_begun_first(tmp_path, monkeypatch):
+    """At the end of the quick suite one processor waited half a minute for the adaptive forger."""
+    asked = []
+
+    def answer(_, names, jobs, take):
+        asked.extend(names)
+        for name in names:
+            take(name, [cell(name or "")])
+
+    monkeypatch.setattr(pool, "_run", answer)
+    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), {}, 1, 0.5, 10)
+    names = ["nan-bridge", "adaptive", "spliced"]
+    honest, found = pool.meet_all(setting, names, pool.Kept(tmp_path, []), 2, lambda *_: None)
+    assert asked == [None, "adaptive", "nan-bridge", "spliced"]
+    assert sorted(found) == sorted(names)
+    assert honest == [cell("")]
+
+
+def test_honest_proofs_whose_verification_is_killed_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_run", lambda *_: False)
+    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), {}, 1, 0.5, 10)
+    with pytest.raises(ReplayError, match="verified the honest proofs was killed"):
+        pool.meet_all(setting, [], pool.Kept(tmp_path, []), 2, lambda *_: None)
 
 
 @pytest.mark.slow

@@ -65,6 +65,8 @@ class Attack:
     adapts: bool | Literal["paper-2021"] = False
     """Whether it makes another forgery for another policy; else one for each rule will do. ``paper-2021``: it reads
     what only policies of that procedure have (deltas and Q), and one for each rule will do for all others."""
+    given: bool = False
+    """Whether it says that the verifier gave out its first weights; then a verifier is one that gave out others."""
     bound: bool = False
     """Whether it keeps to the budget that it is given, and is at fault if it does not."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from pol.digest import Digest
 from pol.errors import AuthenticityError, FormatError, IntegrityError
 from pol.proof.attestation import Statement
-from pol.proof.challenge import Draws, Window, draw, spans
+from pol.proof.challenge import Draws, Lots, Window, spans
 from pol.proof.plan import detection
 from pol.proof.policy import Policy
 from pol.proof.screens import suspects
@@ -40,6 +40,7 @@ class Foresight:
         self._resumed = [step // every for step in case.journal.resumes if 0 < step < steps]
         self._suspects = suspects(case.screens)
         self.windows: list[Window] = case.windows
+        self._lots = Lots(self._challenge, self.windows, self._resumed, self._suspects)
         self.screened = self._suspects[: self._challenge.screened] if self._challenge.strategy == "mix" else []
 
     @property
@@ -54,8 +55,7 @@ class Foresight:
 
     def draws(self, nonce: bytes, attestation: Digest | None = None) -> Draws:
         """The challenge of a nonce; with another attestation, if the digest of one is given."""
-        digest = attestation or self.digest
-        return draw(self._challenge, digest, nonce, self.windows, self._resumed, self._suspects)
+        return self._lots.draw(attestation or self.digest, nonce)
 
     def meets(self, chosen: Iterable[int], forged: Collection[int]) -> bool:
         """Whether the replay for some challenged intervals reaches a forged one."""

@@ -101,7 +101,12 @@ def matched_start(workshop: Workshop, out: Path) -> None:
 ATTACKS = (
     Attack("stolen-base", "stolen weights named as a start from elsewhere", "thief", stolen_base, study=("T12",)),
     Attack(
-        "stolen-given", "stolen weights named as those the verifier gave out", "thief", stolen_given, study=("T12",)
+        "stolen-given",
+        "stolen weights named as those the verifier gave out",
+        "thief",
+        stolen_given,
+        study=("T12",),
+        given=True,
     ),
     Attack(
         "noisy-start",

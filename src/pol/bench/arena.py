@@ -15,19 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pol.auditor import LocalAuditor
 from pol.bench import detection
-from pol.bench.result import FULL, SAMPLED, Cell, Detection, Spent
+from pol.bench.result import FULL, PAPER, SAMPLED, Cell, Detection, Spent
 from pol.bench.suite import columns
 from pol.checkpoint import Checkpoint, compare
 from pol.errors import PolError
 from pol.executors.local import LocalProcess
 from pol.keys import SigningKey
 from pol.profile import Profile, environment
+from pol.proof.log import parse_log
 from pol.proof.policy import Metric, Policy
 from pol.proof.report import Report, Verdict
 from pol.statetree import Entry
-from pol.store import CHECKPOINTS
+from pol.store import CHECKPOINTS, LOG, MAX_LOG_FILE, ProofDirectory
 from pol.verifier import verify
 
 Progress = Callable[[str, int, int | None], None]
@@ -59,6 +62,15 @@ class Setting:
         return SigningKey.load(self.folder / f"{forger}.pem")
 
 
+@dataclass(frozen=True)
+class Honest:
+    """What became of the honest proofs."""
+
+    reports: dict[str, Report]
+    """By policy."""
+    accuracy: float | None
+
+
 class Arena:
     """One process's tools: an executor for honest recordings, and an auditor. A context manager."""
 
@@ -76,12 +88,13 @@ class Arena:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def honest(self) -> dict[str, Report]:
-        """The reports on the honest proofs, by policy."""
-        return {
+    def honest(self) -> Honest:
+        """What the policies say of the honest proofs, and what the honest model is worth."""
+        reports = {
             name: verify(self.setting.target(policy.rule), auditor=self._auditor, policy=policy)
             for name, policy in self.policies.items()
         }
+        return Honest(reports, self._accuracy(self.setting.target("exact"), "exact", self.setting.recipe))
 
     def meet(self, attack: Attack) -> list[Cell]:
         """One cell for each policy."""
@@ -123,11 +136,11 @@ class Arena:
         with self._auditing(forgery.recipe) as auditor:
             known = replayed.get(forgery.path)
             if name == SAMPLED and known is None:  # a forgery for this policy alone
-                known = self._verify(forgery, FULL, auditor)
+                known = self._verify(attack, forgery, FULL, auditor)
             if name == SAMPLED and known is not None and detection.is_complete(known):
                 verdict, step, reason, found = self._looked_up(forgery, known)
             else:
-                report = self._verify(forgery, name, auditor)
+                report = self._verify(attack, forgery, name, auditor)
                 verdict, step, reason, found = report.verdict, report.caught_by, report.reason(), None
                 if name == FULL:
                     replayed[forgery.path] = report
@@ -148,10 +161,6 @@ class Arena:
             **self._effect(forgery.path, policy.rule, forgery.recipe),
         )
 
-    def honest_accuracy(self) -> float | None:
-        """That of the honest model."""
-        return self._accuracy(self.setting.target("exact"), "exact", self.setting.recipe)
-
     def _accuracy(self, proof: Path, rule: str, recipe: str) -> float | None:
         from pol.attacks.accuracy import accuracy
 
@@ -171,8 +180,16 @@ class Arena:
         measured = lookup.measure(self.setting.draws)
         return (Verdict.REJECT, 7, known.reason(), measured) if met else (Verdict.ACCEPT, None, "", measured)
 
-    def _verify(self, forgery: Forgery, name: str, auditor: LocalAuditor) -> Report:
-        return verify(forgery.path, auditor=auditor, policy=self.policies[name], model=forgery.model)
+    def _verify(self, attack: Attack, forgery: Forgery, name: str, auditor: LocalAuditor) -> Report:
+        policy = self.policies[name]
+        if attack.given and name != PAPER:  # which knows no such start
+            policy = msgspec.structs.replace(policy, start=self._gave(policy.rule))
+        return verify(forgery.path, auditor=auditor, policy=policy, model=forgery.model)
+
+    def _gave(self, rule: str) -> str:
+        """What a verifier gave out: the weights that the honest run began with."""
+        log = ProofDirectory(self.setting.target(rule)).read(LOG, MAX_LOG_FILE)
+        return parse_log(log).origin.root.weights.digest
 
     @contextmanager
     def _auditing(self, recipe: str) -> Iterator[LocalAuditor]:
@@ -239,6 +256,11 @@ def start(setting: Setting) -> None:
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)  # a pool's process would wait for work for ever, with children of its own
+
+
+def honest() -> Honest:
+    """What the policies say of the honest proofs."""
+    return _ARENA[0].honest()
 
 
 def meet(name: str) -> list[Cell]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from pol.bench import arena
-from pol.bench.arena import Progress, Setting
+from pol.bench.arena import Honest, Progress, Setting
 from pol.bench.result import Cell
 from pol.bench.suite import columns
+from pol.errors import ReplayError
 from pol.store import write_atomically
 
 PACKAGE = Path(__file__).parents[1]
@@ -49,37 +50,56 @@ class Kept:
         write_atomically(self._path(name), msgspec.json.encode(cells))
 
 
-def meet_all(setting: Setting, names: Sequence[str], kept: Kept, jobs: int, tell: Progress) -> dict[str, list[Cell]]:
-    """The cells of all attacks, those that are kept included; those of attacks that broke are not kept."""
+def meet_all(
+    setting: Setting, names: Sequence[str], kept: Kept, jobs: int, tell: Progress
+) -> tuple[Honest, dict[str, list[Cell]]]:
+    """What the policies say of the honest proofs, and the cells of all attacks.
+
+    Cells that are kept are not made again; those of attacks that broke are not kept.
+
+    Raises:
+        ReplayError: the process that verified the honest proofs was killed.
+    """
+    from pol.attacks.registry import attack_named
+
     found = {name: cells for name in names if (cells := kept.get(name)) is not None}
+    honest: list[Honest] = []
     tell("attacking", len(found), len(names))
 
-    def take(name: str, cells: list[Cell]) -> None:
-        found[name] = cells
-        if not any(cell.broken for cell in cells):
-            kept.put(name, cells)
+    def take(name: str | None, answer: Any) -> None:
+        if name is None:
+            honest.append(answer)
+            return
+        found[name] = answer
+        if not any(cell.broken for cell in answer):
+            kept.put(name, answer)
         tell("attacking", len(found), len(names))
 
-    def missing() -> list[str]:
-        return [name for name in names if name not in found]
-
-    from pol.attacks.registry import attack_named
+    def missing() -> list[str | None]:
+        """None: the honest proofs. What spends all that it is given takes longest, so nobody waits for it alone."""
+        left = sorted((name for name in names if name not in found), key=lambda name: not attack_named(name).bound)
+        return [*([] if honest else [None]), *left]
 
     _run(setting, missing(), jobs, take)
     for name in missing():  # a process that is killed takes the others of its pool with it: each by itself, then
-        if not _run(setting, [name], 1, take):
-            killed = arena.NoForgery("its process was killed (out of memory?)", broken=True)
-            take(name, [arena.without(attack_named(name), policy, killed) for policy in columns(setting.delta)])
-    return found
+        if _run(setting, [name], 1, take):
+            continue
+        if name is None:
+            raise ReplayError("the process that verified the honest proofs was killed (out of memory?)")
+        killed = arena.NoForgery("its process was killed (out of memory?)", broken=True)
+        take(name, [arena.without(attack_named(name), policy, killed) for policy in columns(setting.delta)])
+    return honest[0], found
 
 
-def _run(setting: Setting, names: Sequence[str], jobs: int, take: Callable[[str, list[Cell]], None]) -> bool:
+def _run(setting: Setting, names: Sequence[str | None], jobs: int, take: Callable[[str | None, Any], None]) -> bool:
     """Let attacks meet the policies, each in one of some processes; whether none of these was killed."""
     if not names:
         return True
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     with ProcessPoolExecutor(min(jobs, len(names)), context, arena.start, (setting,)) as pool:
-        waiting = {pool.submit(arena.meet, name): name for name in names}
+        waiting: dict[Future[Any], str | None] = {
+            pool.submit(arena.honest) if name is None else pool.submit(arena.meet, name): name for name in names
+        }
         try:
             for done in as_completed(waiting):
                 take(waiting[done], done.result())

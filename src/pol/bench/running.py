@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from pol.bench import arena, preparing, suite
+from pol.bench import preparing, suite
 from pol.bench.arena import Progress
 from pol.bench.pool import Kept, meet_all
 from pol.bench.result import Outcome
@@ -83,11 +83,7 @@ def _run(
     kept = Kept(work, [recipe, given, budget, chosen.draws, preparing.environment(0)], code)
     with tempfile.TemporaryDirectory(prefix="pol-bench-", ignore_cleanup_errors=True) as temporary:
         prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, tell)
-        with arena.Arena(prepared.setting) as here:
-            tell("verifying honest proofs", 0, None)
-            reports = here.honest()
-            accuracy = here.honest_accuracy()
-        found = meet_all(prepared.setting, wanted, kept, jobs, tell)
+        honest, found = meet_all(prepared.setting, wanted, kept, jobs, tell)
     return Outcome(
         suite=chosen.name,
         recipe=recipe,
@@ -97,11 +93,11 @@ def _run(
         budget=budget,
         delta={str(metric): value for metric, value in prepared.setting.delta.items()},
         policies={name: policy_digest(policy) for name, policy in columns(prepared.setting.delta).items()},
-        honest={name: report.verdict for name, report in reports.items()},
-        honest_reasons={name: why for name, report in reports.items() if (why := report.reason())},
+        honest={name: report.verdict for name, report in honest.reports.items()},
+        honest_reasons={name: why for name, report in honest.reports.items() if (why := report.reason())},
         honest_seconds=prepared.seconds,
         honest_bytes=prepared.bytes,
-        honest_accuracy=accuracy,
+        honest_accuracy=honest.accuracy,
         environment=preparing.environment(jobs),
         seconds=time.monotonic() - started,
         results=[cell for name in wanted for cell in found[name]],

@@ -69,23 +69,48 @@ def draw(
         resumed: First intervals after a resume, as the journal says.
         suspects: Intervals that the screens find suspicious, the most suspicious first. They change no other draw.
     """
-    count = windows[-1].last + 1
-    key = HKDF(SHA256(), 32, salt=b"pol/v1/challenge", info=b"").derive(raw(attestation) + nonce)
-    permutation = keyed_permutation(expand(key, "uniform"), count).tolist()
-    everything = challenge.strategy == "all" or (challenge.strategy == "mix" and count <= challenge.all_up_to)
-    use = {"mix": {"top-q", "uniform", "size-weighted", "screened"}}.get(challenge.strategy, {challenge.strategy})
-    top = {i for w in _largest(windows, challenge.top) for i in _whole(w)} if "top-q" in use else set()
-    uniform = count if everything else challenge.uniform if "uniform" in use else 0
-    weighted = challenge.weighted if "size-weighted" in use and not everything else 0
-    mandatory = {*_whole(windows[0]), *_whole(windows[-1]), *_neighbours(resumed, count)}
-    return Draws(
-        intervals=count,
-        mandatory=sorted(mandatory),
-        top=sorted(top),
-        uniform=permutation[:uniform],
-        weighted=sorted({i for w in _weighted(windows, weighted, expand(key, "weighted")) for i in _whole(w)}),
-        screened=sorted(set(suspects[: challenge.screened])) if "screened" in use else [],
-    )
+    return Lots(challenge, windows, resumed, suspects).draw(attestation, nonce)
+
+
+class Lots:
+    """What a challenge is drawn from: all that the run and the policy settle, whatever the nonce; see ``draw``."""
+
+    def __init__(
+        self, challenge: Challenge, windows: Sequence[Window], resumed: Sequence[int], suspects: Sequence[int] = ()
+    ) -> None:
+        self._windows, self._count = windows, windows[-1].last + 1
+        count, kind = self._count, challenge.strategy
+        everything = kind == "all" or (kind == "mix" and count <= challenge.all_up_to)
+        use = {"mix": {"top-q", "uniform", "size-weighted", "screened"}}.get(kind, {kind})
+        self._uniform = count if everything else challenge.uniform if "uniform" in use else 0
+        self._weighted = challenge.weighted if "size-weighted" in use and not everything else 0
+        self._shares = [of_kind for _, of_kind in shares(windows, 0)] if self._weighted else []
+        top = {i for w in _largest(windows, challenge.top) for i in _whole(w)} if "top-q" in use else set()
+        self._top = sorted(top)
+        self._mandatory = sorted({*_whole(windows[0]), *_whole(windows[-1]), *_neighbours(resumed, count)})
+        self._screened = sorted(set(suspects[: challenge.screened])) if "screened" in use else []
+
+    def draw(self, attestation: Digest, nonce: bytes) -> Draws:
+        """The challenge of a nonce."""
+        key = HKDF(SHA256(), 32, salt=b"pol/v1/challenge", info=b"").derive(raw(attestation) + nonce)
+        permutation = keyed_permutation(expand(key, "uniform"), self._count)
+        return Draws(
+            intervals=self._count,
+            mandatory=self._mandatory,
+            top=self._top,
+            uniform=permutation[: self._uniform].tolist(),
+            weighted=sorted({i for w in self._by_size(expand(key, "weighted")) for i in _whole(w)}),
+            screened=self._screened,
+        )
+
+    def _by_size(self, key: bytes) -> list[Window]:
+        """Windows with replacement, each kind of state in turn, by capped share of the path length."""
+        words = blake3(b"", key=key).digest(length=8 * self._weighted)
+        chosen = []
+        for number in range(self._weighted):
+            point = int.from_bytes(words[8 * number : 8 * number + 8], "little") / 2**64
+            chosen.append(_pick(self._windows, self._shares[number % len(self._shares)], point))
+        return chosen
 
 
 def spans(windows: Sequence[Window], chosen: Iterable[int], *, each: bool) -> list[tuple[int, int]]:
@@ -120,20 +145,6 @@ def _largest(windows: Sequence[Window], top: int) -> list[Window]:
             ranked = sorted(stratum, key=lambda window: (-window.sizes.get(kind, 0.0), window.first))
             chosen.update((window.first, window) for window in ranked[:top])
     return [chosen[first] for first in sorted(chosen)]
-
-
-def _weighted(windows: Sequence[Window], draws: int, key: bytes) -> list[Window]:
-    """``draws`` windows, with replacement, each kind of state in turn, by capped share of the path length."""
-    if not draws:
-        return []
-    kinds = sorted({kind for window in windows for kind in window.sizes})
-    words = blake3(b"", key=key).digest(length=8 * draws)
-    of_kind = [_shares(windows, kind) for kind in kinds or [""]]
-    chosen = []
-    for number in range(draws):
-        point = int.from_bytes(words[8 * number : 8 * number + 8], "little") / 2**64
-        chosen.append(_pick(windows, of_kind[number % len(of_kind)], point))
-    return chosen
 
 
 def shares(windows: Sequence[Window], draws: int) -> list[tuple[int, list[float]]]:

@@ -14,7 +14,7 @@ import msgspec
 
 from pol.digest import Digest
 from pol.errors import UsageError
-from pol.proof.challenge import Draws, Window, draw, largest_forged_share, miss, shares, spans
+from pol.proof.challenge import Draws, Lots, Window, draw, largest_forged_share, miss, shares, spans
 from pol.proof.policy import Challenge, Policy
 
 SAMPLES = 200
@@ -208,10 +208,10 @@ class _Run:
         count = self.windows[-1].last + 1
         costs, opened, answered, uniform = [], 0, 0, 0
         all_drawn = challenge.strategy == "all" or (challenge.strategy == "mix" and count <= challenge.all_up_to)
-        tries = 1 if all_drawn else SAMPLES
+        tries, lots = 1 if all_drawn else SAMPLES, Lots(challenge, self.windows, self.resumed)
         for number in range(tries):
             nonce = hashlib.sha256(number.to_bytes(8, "big")).digest()
-            draws = draw(challenge, _DIGEST, nonce, self.windows, self.resumed)
+            draws = lots.draw(_DIGEST, nonce)
             found = spans(self.windows, [*draws.all(), *_elsewhere(challenge, self.windows, draws)], each=self.each)
             costs.append(sum(self._step(last + 1) - self._step(first) for first, last in found))
             asked = {end for first, last in found for end in (first, last + 1)} if self.each else set()
