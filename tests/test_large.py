@@ -218,7 +218,7 @@ def test_replays_hash_everything():
     for value in (0.0, 1.0, 2.0):
         for _ in range(6):
             found.of(state, kept=False)
-            assert not found.unchanged
+            assert not found.settled
         state.tensors[FROZEN].data.fill_(value)
         assert found.of(state, kept=False) == state.digests()
 

@@ -61,8 +61,11 @@ class Stream:
         """``length`` bytes for this name and these numbers (each a u64)."""
         # The same bytes as frame(name, *numbers), in one go: an address is needed for every sample of a training.
         framed = self._names.get(name) or self._names.setdefault(name, frame(name))
-        prefixed = [word for number in numbers for word in (8, number)]
-        address = framed + _WORDS[len(numbers)].pack(*prefixed)
+        if len(numbers) == 3:
+            first, second, third = numbers
+            address = framed + _WORDS[3].pack(8, first, 8, second, 8, third)
+        else:
+            address = framed + _WORDS[len(numbers)].pack(*[word for number in numbers for word in (8, number)])
         return blake3(address, key=self._key).digest(length)
 
 

@@ -132,17 +132,32 @@ class ProofDirectory:
         Raises:
             FormatError: the file is shorter.
         """
-        with os.fdopen(self.open(name), "rb") as file:
-            file.seek(begin)
-            data = file.read(end - begin)
-        if len(data) != end - begin:
-            raise FormatError(f"{name}: shorter than {end} bytes")
-        return data
+        descriptor = self.open(name)
+        try:
+            return read_whole(descriptor, begin, end, name)
+        finally:
+            os.close(descriptor)
 
     def sha256(self, name: str) -> Digest:
         """SHA-256 of a file, streamed."""
         with os.fdopen(self.open(name), "rb") as file:
             return sha256_chunks(iter(lambda: file.read(_CHUNK), b""))
+
+
+def read_whole(descriptor: int, begin: int, end: int, name: str) -> bytes:
+    """Bytes ``[begin, end)`` of the open file ``name``.
+
+    Raises:
+        FormatError: the file is shorter.
+    """
+    parts = []
+    while begin < end:  # one call gives 2 GiB at most
+        part = os.pread(descriptor, end - begin, begin)
+        if not part:
+            raise FormatError(f"{name}: shorter than {end} bytes")
+        parts.append(part)
+        begin += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def checked(listing: Iterable[tuple[str, int | None]], further: Collection[str] = ()) -> dict[str, int]:

@@ -95,7 +95,7 @@ class Attached:
 def _check_on_cpu(state: State) -> None:
     """States may lie on a GPU, but this version cannot put its generators where a step needs them."""
     for key, tensor in state.tensors.items():
-        if tensor.device.type != "cpu":
+        if tensor.is_cuda:
             raise ReplayError(
                 f"{key} is on {tensor.device}: this version records trainings on the CPU. It sets no generators of "
                 "other devices, so replays would differ"

@@ -52,8 +52,8 @@ class Digests:
         self._trust = trust
         self._known: dict[str, _Known] = {}
         self._views = Views()
-        self.unchanged: set[str] = set()
-        """Keys that were not hashed again at the last boundary."""
+        self.settled: set[str] = set()
+        """Keys of the last boundary that need no look for values which no proof holds: not hashed again, or finite."""
 
     def count_on_nothing(self) -> None:
         """From now on everything is hashed every time."""
@@ -66,14 +66,17 @@ class Digests:
             ReplayError: a tensor was changed, and earlier records took it to be the same.
             Unsure: it may have been, but was written in another way since.
         """
-        self.unchanged = set()
+        self.settled = set()
         there = device_digests(state.tensors)
         found = []
-        for tensor, _, entry, view in self._views.of(state):
-            if view is not None:
-                content = blake3_bytes(view)
-            else:  # on a GPU looking takes longer than hashing
-                content = there.get(entry.key) or self._content(entry.key, tensor, kept=kept)
+        for seen in self._views.of(state):
+            entry = seen.entry
+            if seen.view is None:  # on a GPU looking takes longer than hashing
+                content = there.get(entry.key) or self._content(entry.key, seen.tensor, kept=kept)
+            else:
+                content = blake3_bytes(seen.view)
+                if seen.is_finite():
+                    self.settled.add(entry.key)
             found.append((entry, content))
         return found
 
@@ -92,7 +95,7 @@ class Digests:
             return content
         trusted = known.looks >= LOOKS
         if trusted and not kept:
-            self.unchanged.add(key)
+            self.settled.add(key)
             known.counted_on = True
             return known.content
         content = content_digest(tensor)

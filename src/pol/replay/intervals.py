@@ -78,7 +78,7 @@ class IntervalRecorder:
             return
         state = take()
         state.contents = self._digests_of.of(state, kept=self._kept(step + 1))
-        state.check_finite(f"after step {step}", self._digests_of.unchanged)
+        state.check_finite(f"after step {step}", self._digests_of.settled)
         interval = Interval(
             start=self._start,
             stop=step + 1,

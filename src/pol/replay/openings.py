@@ -7,6 +7,7 @@ import os
 import site
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class FileWatch:
     def stop(self) -> list[External]:
         """Stop noting, and hash what was read."""
         _active.clear()
-        opened = {os.path.realpath(path) for path in self._paths}
+        opened = set(_real(self._paths))
         opened = {path for path in opened if not path.startswith(_SYSTEM) and os.path.isfile(path)}
         if not opened <= self._code:
             imported = _imported({os.path.basename(_source(path)) for path in opened})
@@ -94,6 +95,19 @@ class FileWatch:
             with open(real, "rb") as file:
                 found.append(External(name=Path(real).name, digest=sha256_chunks(iter(lambda: file.read(_CHUNK), b""))))
         return found
+
+
+def _real(paths: Iterable[str]) -> Iterator[str]:
+    """Paths without links; each folder is looked up once."""
+    folders: dict[str, str] = {}
+    for path in paths:
+        if os.path.islink(path):
+            yield os.path.realpath(path)
+            continue
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        yield os.path.join(folders[folder], name)
 
 
 def _source(path: str) -> str:

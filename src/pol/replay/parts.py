@@ -87,6 +87,7 @@ class Parts:
             raise UsageError("attach() was given no torch.nn.Module: there is nothing to prove")
         self.extras = list(extra.extras(self.modules))
         """Modules with state outside of parameters and buffers, by the name under which it is recorded."""
+        self._persistent: dict[str, tuple[frozenset[str], set[str]]] = {}
         self._name_tensors()
         self.schedules = Schedules(self._schedules)
         self._attached = {
@@ -218,11 +219,12 @@ class Parts:
         tensors: dict[str, torch.Tensor] = {}
         found: dict[str, torch.Tensor] = {}
         for part, module in self.modules.items():
-            persistent = {_clean(name) for name in module.state_dict(keep_vars=True)}
             named: list[tuple[str, str, torch.Tensor]] = [
                 ("parameter", *pair) for pair in module.named_parameters(remove_duplicate=False)
             ]
-            for name, buffer in module.named_buffers(remove_duplicate=False):
+            buffers = dict(module.named_buffers(remove_duplicate=False))
+            persistent = self._persistent_of(part, module, frozenset(buffers))
+            for name, buffer in buffers.items():
                 named.append(("buffer" if _clean(name) in persistent else "transient", name, buffer))
             for kind, name, tensor in named:
                 if self._bases.holds(tensor):
@@ -235,6 +237,12 @@ class Parts:
             if alias in found and found[alias].data_ptr() != found[owner].data_ptr():
                 raise ReplayError(f"{alias} and {owner} were one tensor when they were attached, and are two now")
         return tensors
+
+    def _persistent_of(self, part: str, module: nn.Module, buffers: frozenset[str]) -> set[str]:
+        """Names that ``state_dict`` has; it is asked again only when there are other buffers."""
+        if part not in self._persistent or self._persistent[part][0] != buffers:
+            self._persistent[part] = buffers, {_clean(name) for name in module.state_dict(keep_vars=True)}
+        return self._persistent[part][1]
 
     # -- put back -----------------------------------------------------------------------------------------------
 

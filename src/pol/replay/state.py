@@ -46,16 +46,16 @@ class State:
         """Roots of the state tree."""
         return state_root(self.digests())
 
-    def check_finite(self, when: str, unchanged: Collection[str] = ()) -> None:
+    def check_finite(self, when: str, settled: Collection[str] = ()) -> None:
         """Refuse what a proof never holds: NaN anywhere, infinities in trained tensors and optimizer moments.
 
-        ``unchanged`` entries were looked at before.
+        ``settled`` entries were looked at before.
 
         Raises:
             ReplayError: with the entry's name.
         """
         for key, tensor in self.tensors.items():
-            if key in unchanged or not tensor.is_floating_point() or is_finite(tensor):
+            if key in settled or not tensor.is_floating_point() or is_finite(tensor):
                 continue
             kind, _, name = key.partition("/")
             if not _acceptable(kind, tensor):

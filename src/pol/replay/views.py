@@ -6,8 +6,10 @@ step after step. So what was found is found again where tensor, memory and layou
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from pol.replay.state import State
@@ -27,6 +29,12 @@ class Seen(NamedTuple):
     entry: Entry
     view: memoryview | None
     """Its bytes, now and later; None where they can only be copied, and of large ones."""
+    values: np.ndarray[Any, Any] | None
+    """The same as numbers, where numpy has them."""
+
+    def is_finite(self) -> bool:
+        """Whether a sum over all values was looked at and is finite; see ``tensors.is_finite``."""
+        return self.values is not None and math.isfinite(self.values.dot(self.values))
 
 
 class Views:
@@ -45,7 +53,8 @@ class Views:
             if known is None or known.tensor is not tensor or known.mark != layout(tensor):
                 kind, _, name = key.partition("/")
                 entry = describe(kind, name, tensor)  # refuses what lies nowhere
-                known = Seen(tensor, layout(tensor), entry, _view(tensor))
+                view = _view(tensor)
+                known = Seen(tensor, layout(tensor), entry, view, _values(tensor, view))
             now[key] = known
         self._small = {key: seen for key, seen in now.items() if seen.view is not None}
         if (keys := list(now)) != self._keys:
@@ -62,3 +71,8 @@ def _view(tensor: torch.Tensor) -> memoryview | None:
     if tensor.nbytes >= LARGE or tensor.is_cuda or not tensor.is_contiguous():
         return None
     return content(tensor)
+
+
+def _values(tensor: torch.Tensor, view: memoryview | None) -> np.ndarray[Any, Any] | None:
+    kind = {torch.float32: np.float32, torch.float64: np.float64}.get(tensor.dtype)
+    return np.frombuffer(view, dtype=kind) if view and kind is not None else None
