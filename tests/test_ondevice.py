@@ -185,7 +185,7 @@ class TestOnAGPU:
         found, there = digests.Digests(trust=True), some_state("cuda")
         for _ in range(6):
             assert found.of(there, kept=False) == on_cpu(there).digests()
-            assert not found.settled
+            assert found.settled <= {"optimizer/o.step"}  # which is small, and here
             there.tensors["parameter/model.w"].data.add_(1)
 
     def test_what_no_proof_holds_is_refused(self):
