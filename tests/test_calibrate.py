@@ -21,9 +21,10 @@ from pol import calibrator, canonical, policies
 from pol.calibrator import calibrate, read_calibration
 from pol.cli import main
 from pol.errors import AuthenticityError, FormatError, IntegrityError, UsageError
-from pol.keys import fingerprint
+from pol.keys import fingerprint, verify_envelope
 from pol.messages import Recorded, Train
 from pol.profile import Profile
+from pol.proof import calibration as calibration_format
 from pol.proof.calibration import MAX_RUNS, PAYLOAD_TYPE, calibration_digest, parse_calibration, reference_of
 from pol.proof.policy import Reference
 from pol.render import calibration as rendered
@@ -416,13 +417,23 @@ def test_no_flipped_byte_is_read(kept, tmp_path, number):
         read_calibration(tmp_path / "c.json")
 
 
+def test_the_numbers_of_a_stranger_are_not_worked_through(kept, monkeypatch):
+    """Whether they agree takes longest, so only whoever the file names may ask for it."""
+    looked = []
+    monkeypatch.setattr(calibration_format, "check_calibration", lambda *_: looked.append(True))
+    parse_calibration(kept[0].read_bytes(), "c.json", verify_envelope)
+    with pytest.raises(AuthenticityError):
+        parse_calibration(signed(kept, put("signer", known_key(8).public_pem)), "c.json", verify_envelope)
+    assert looked == [True]
+
+
 def test_other_files_are_no_calibration(kept, tmp_path, monkeypatch):
     with pytest.raises(FormatError, match="payloadType"):
         read_calibration(factory().proof() / "genesis.json")
     with pytest.raises(UsageError, match="no such calibration"):
         read_calibration(tmp_path / "nothing.json")
     with pytest.raises(FormatError, match="payloadType"):
-        parse_calibration(signed(kept, payload_type="application/json"), "c.json")
+        parse_calibration(signed(kept, payload_type="application/json"), "c.json", verify_envelope)
     monkeypatch.setattr(calibrator, "MAX_CALIBRATION", 100)
     with pytest.raises(FormatError, match="larger than the limit of 200"):
         read_calibration(kept[0])

@@ -261,7 +261,7 @@ def test_a_missed_target_says_where_the_time_goes():
 def test_plans_stand_beside_what_was_measured():
     text = table.plans(results().measured[0], results().measured[0].planned)
     assert "| overhead, k = 1, first and last | +6 % | +5 % | 1.010 of the run's time |" in text
-    assert "| `verify`, 1 process of one thread | 8.4 s | 10.5 s | 0.80 |" in text
+    assert "| the verification, 1 process of one thread | 8.4 s | 9.0 s | 0.93 |" in text
     assert "+100 %" not in text, "of a recording that was not made"
 
 

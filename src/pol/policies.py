@@ -202,8 +202,7 @@ def _calibration(calibration: object, key: object, folder: Path, where: str) -> 
     if not path.is_file():
         raise UsageError(f"{where}: calibration: {path}: no such file")
     with path.open("rb") as file:
-        envelope, found = parse_calibration(file.read(2 * MAX_CALIBRATION + 1), str(path))
-    keys.verify_envelope(envelope, found.signer, str(path))
+        found = parse_calibration(file.read(2 * MAX_CALIBRATION + 1), str(path), keys.verify_envelope)
     if (signer := keys.fingerprint(found.signer)) != key:
         raise UsageError(f"{where}: calibration: {path} is signed by {signer}, not by calibration_key")
     return found

@@ -147,8 +147,7 @@ def read_calibration(path: Path | str) -> SignedCalibration:
     if not path.is_file():
         raise UsageError(f"{path}: no such calibration file")
     data = ProofDirectory(path.parent).read(path.name, 2 * MAX_CALIBRATION)
-    envelope, calibration = parse_calibration(data, path.name)
-    verify_envelope(envelope, calibration.signer, path.name)
+    calibration = parse_calibration(data, path.name, verify_envelope)
     return SignedCalibration(calibration, calibration_digest(calibration), fingerprint(calibration.signer))
 
 

@@ -7,7 +7,7 @@ near it, to no more than another model of the same kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -114,16 +114,23 @@ def reference_of(calibration: Calibration) -> dict[str, str | float]:
     }
 
 
-def parse_calibration(data: bytes, what: str) -> tuple[Envelope, Calibration]:
-    """Parse a calibration file and check that its numbers agree. The signature is not looked at here.
+def parse_calibration(data: bytes, what: str, check_signature: Callable[[Envelope, str, str], None]) -> Calibration:
+    """Parse a calibration file, then check its signature, and last that its numbers agree, which takes longest.
+
+    Args:
+        data: The file.
+        what: Its name, for messages.
+        check_signature: Given the envelope, the public key that the calibration names, and ``what``.
 
     Raises:
         FormatError: it is malformed, or says what no calibration finds.
+        AuthenticityError: that key did not sign it.
     """
     envelope = parse_envelope(data, what=what, payload_type=PAYLOAD_TYPE, limit=MAX_CALIBRATION)
     calibration = canonical.decode(envelope.payload_bytes(what), Calibration, what=what, limit=MAX_CALIBRATION)
+    check_signature(envelope, calibration.signer, what)
     check_calibration(calibration, what)
-    return envelope, calibration
+    return calibration
 
 
 def check_calibration(calibration: Calibration, what: str) -> None:

@@ -173,10 +173,11 @@ def check_conclusion(noise: Noise, reference: float, what: str) -> None:
 def _rung(noise: Noise, number: int, reference: float) -> Rung:
     limits, cheapest, apart = limits_at(noise, number), _cheapest(noise, number), outliers(noise, number)
     differing = list(_differing(noise, number))
+    others = {start: _without(noise, number, start, apart) for start in {place for _, place, _ in differing}}
     beyond = {
         (condition.name, place)
         for condition, place, seen in differing
-        if (condition.name, place) in apart or _is_beyond(seen, _without(noise, number, place, apart))
+        if (condition.name, place) in apart or _is_beyond(seen, others[place])
     }
     listed = [
         Outlier(float(seen.relative), condition.name, noise.starts[place])
