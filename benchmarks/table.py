@@ -170,7 +170,9 @@ def plans(measured: Measured, planned: Planned) -> str:
                 row([what, percent(said), percent(found), f"{(1 + said) / (1 + found):.3f} of the run's time"])
             )
     if planned.audit is not None and measured.audit is not None:
-        found = measured.audit.inner["1"]["report"]  # a plan is of the verification, and not of Python's start before it
+        found = measured.audit.inner["1"][
+            "report"
+        ]  # a plan is of the verification, and not of Python's start before it
         ratio = f"{planned.audit / found:.2f}"
         lines.append(
             row(["the verification, 1 process of one thread", f"{planned.audit:.1f} s", f"{found:.1f} s", ratio])

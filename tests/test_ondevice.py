@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from benchmarks import device
 from blake3 import blake3
 
 from pol.errors import ReplayError
@@ -26,6 +28,8 @@ from pol.replay.writer import Writer, checkpoint_name
 
 CASES = json.loads((Path(__file__).parent / "data" / "blake3.json").read_text())["cases"]
 """The official test vectors."""
+
+PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 TILE = ondevice.LANES * ondevice.CHUNK
 
@@ -139,6 +143,16 @@ def test_every_chunk_and_every_pair_is_in_one_tile():
     assert counts.max() == 2
 
 
+def test_the_page_is_of_what_was_measured():
+    measured = msgspec.json.decode((PAGES / "device.json").read_bytes(), type=device.Device)
+    assert (PAGES / "device.md").read_text() == device.markdown(measured)
+    rates = {one.what: one for one in measured.timed}
+    assert rates["one tensor, by kernels"].rate > 200e9
+    billion = rates["the same: entries, digests and root"]
+    assert billion.bytes > 3 * 4 * 10**9
+    assert billion.median < 0.1
+
+
 # -- on a GPU ------------------------------------------------------------------------------------------------------
 
 on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -222,6 +236,12 @@ class TestOnAGPU:
                 tensor.zero_()
             writer.add(Stepped(step=2), 2, None)
         assert State.load(tmp_path / checkpoint_name(1)).root() == root
+
+    def test_the_benchmark_runs(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr("sys.argv", ["device", "--quick", "--write", str(tmp_path)])
+        device.main()
+        assert "| one tensor, by kernels | 1 | 0.00419 GB |" in capsys.readouterr().out
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["device.json", "device.md"]
 
     def test_a_training_there_is_refused(self):
         """Its generators are in no state, and nobody could take its steps again."""
