@@ -193,9 +193,9 @@ def markdown(found: Device) -> str:
             "|---|---|---|---|---|",
             *rows,
             "",
-            f"Beside the state, hashing that of the GPT takes {found.memory / 2**20:.0f} MiB on the device. A copy shows "
-            "what its memory can do: what is hashed is read at about half of that, for BLAKE3 takes some 700 operations "
-            "on integers for every 64 bytes.",
+            f"Beside the state, hashing that of the GPT takes {found.memory / 2**20:.0f} MiB on the device. A copy "
+            "shows what its memory can do: what is hashed is read at about half of that, for BLAKE3 takes some 700 "
+            "operations on integers for every 64 bytes.",
             "",
         ]
     )
