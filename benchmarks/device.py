@@ -17,8 +17,10 @@ import torch
 
 from pol.replay import ondevice
 from pol.replay.copies import Copies
+from pol.replay.digests import Digests
 from pol.replay.state import State
 from pol.replay.tensors import content_digest
+from pol.statetree import state_root
 from pol.version import __version__
 
 ONE = 4 << 30
@@ -111,7 +113,17 @@ def measure(command: str, one: int, shapes: Shapes) -> Device:
     memory = torch.cuda.max_memory_allocated() - before
     found.append(timed("state of a GPT under AdamW: digests", tensors, lambda: ondevice.digests(tensors), REPEATED))
     found.append(timed("the same: entries, digests and root", tensors, state.root, REPEATED))
+    boundary = Digests(trust=True)
+
+    def closed() -> None:
+        contents = boundary.of(state, kept=False)
+        state.check_finite("here", boundary.settled)
+        state_root(contents)
+
+    found.append(timed("the same: all that a recording does at a boundary", tensors, closed, REPEATED))
     small = [torch.randn(64, 64, 3, 3, device="cuda") for _ in range(175)]
+    if ondevice.digests(small) != [content_digest(tensor) for tensor in small]:
+        raise SystemExit("the device's digests are not those of the CPU")
     found.append(timed("175 tensors of 147 KB: digests", small, lambda: ondevice.digests(small), REPEATED))
     found += copied(state)
     return Device(command=command, environment=environment(), memory=memory, timed=found)
@@ -120,7 +132,7 @@ def measure(command: str, one: int, shapes: Shapes) -> Device:
 def large(size: int) -> list[Timed]:
     """One tensor, hashed in both ways, and copied."""
     one = torch.randint(0, 256, (size,), dtype=torch.uint8, device="cuda")
-    if ondevice.digests([one]) != [content_digest(one)]:
+    if not ondevice.digests([one]) == _by_cpu([one]) == [content_digest(one)]:
         raise SystemExit("the device's digest is not that of the CPU")
     other = torch.empty_like(one)
     return [
@@ -133,7 +145,10 @@ def large(size: int) -> list[Timed]:
 def copied(state: State) -> list[Timed]:
     """Until a kept state may change again, and until it is in the machine's memory."""
     copies, tensors = Copies(), list(state.tensors.values())
-    copies.of(state.tensors)[1]()  # asks for the pinned memory, once in a recording
+    found, arrived = copies.of(state.tensors)  # asks for the pinned memory, once in a recording
+    arrived()
+    if State(found).root() != state.root():
+        raise SystemExit("the copy is not the state")
 
     def through() -> None:
         copies.of(state.tensors)[1]()
@@ -152,10 +167,10 @@ def copied(state: State) -> list[Timed]:
     ]
 
 
-def _by_cpu(tensors: list[torch.Tensor]) -> None:
+def _by_cpu(tensors: list[torch.Tensor]) -> list[bytes]:
     available, ondevice.available = ondevice.available, lambda: False
     try:
-        ondevice.digests(tensors)
+        return ondevice.digests(tensors)
     finally:
         ondevice.available = available
 
@@ -187,7 +202,7 @@ def markdown(found: Device) -> str:
             "",
             f"Made by `{found.command}`: {', '.join(f'{k} {v}' for k, v in found.environment.items())}. Medians and "
             "quartiles of host clocks that wait for the device. What is copied is also written, so it moves twice its "
-            "bytes; hashing only reads. Digests and roots were compared with those of the CPU before they were timed.",
+            "bytes; hashing only reads. Digests, roots and copies were compared with the CPU's before they were timed.",
             "",
             "| | tensors | bytes | took | rate |",
             "|---|---|---|---|---|",

@@ -190,12 +190,15 @@ def begun(chosen):
     return Forger(out).genesis
 
 
-def test_what_only_the_verification_of_2021_is_asked_for_is_forged_once_for_all_others_of_a_rule():
+def test_what_reads_only_some_of_a_policy_is_forged_once_for_all_others_of_a_rule():
     columns = suite.columns(DELTA).values()
     made = {name: {REGISTRY[name].forges_for(policy) for policy in columns} for name in
-            ("interpolation", "suppressed-steps", "adaptive")}  # fmt: skip
+            ("interpolation", "suppressed-steps", "drifting", "adaptive")}  # fmt: skip
     assert made["interpolation"] == {"rule exact", "rule tolerance"}
     assert made["suppressed-steps"] == {"policy paper-2021", "rule exact", "rule tolerance"}
+    limited = {f"policy {policy.name}" for policy in columns if policy.limits is not None}
+    assert made["drifting"] == {"policy paper-2021", *limited, "rule exact"}
+    assert len(limited) == 2
     assert len(made["adaptive"]) == 5
 
 

@@ -21,7 +21,9 @@ from pol.release import write_model
 from pol.replay import digests, jobs, writer
 from pol.replay.engine import Frame, Position, advance
 from pol.replay.entry import Entry
+from pol.replay.frozen import Bases
 from pol.replay.inprocess import InProcess
+from pol.replay.parts import Parts
 from pol.replay.state import State
 from pol.replay.tensors import content_digest
 from pol.responder import regenerate
@@ -277,6 +279,17 @@ def test_whatever_becomes_of_a_small_tensor_its_bytes_are_found(number):
                 state = State(dict(tensors))
                 assert found.of(state, kept=False) == state.digests()
     assert len(moved(tensors)) == 10
+
+
+def test_buffers_that_appear_later_are_of_their_own_kind():
+    """Which names are persistent is asked once, and again when there are others."""
+    model = torch.nn.Linear(2, 2)
+    parts = Parts({"model": model}, (), Bases(None))
+    assert {key.partition("/")[0] for key in parts.capture().tensors} == {"parameter"}
+    model.register_buffer("kept", torch.zeros(1))
+    model.register_buffer("left", torch.zeros(1), persistent=False)
+    for _ in range(2):
+        assert {"buffer/model.kept", "transient/model.left"} <= parts.capture().tensors.keys()
 
 
 def test_what_the_program_lets_go_of_is_let_go_of():

@@ -64,7 +64,8 @@ def awkward(device="cpu"):
 
 def interpreted(code, **given):
     """What a program prints whose kernels run in Triton's interpreter."""
-    program = "import json, sys, torch\nfrom pol.replay import ondevice\nfrom test_ondevice import *\n" + code
+    program = "import json, sys, torch\nfrom pol.replay import ondevice\nfrom test_ondevice import *\n"
+    program += "assert ondevice.available()\nondevice.blake3_chunks = None  # the CPU does not help\n" + code
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(given)], env=environment, capture_output=True, text=True, check=False
@@ -98,7 +99,7 @@ def test_groups_of_several_tensors_and_of_one():
     found = interpreted(
         "ondevice.GROUP = 8000\n"
         "sizes = json.loads(sys.argv[1])['sizes']\n"
-        "print(json.dumps([len(list(ondevice._groups([(size, True) for size in sizes]))),"
+        "print(json.dumps([len(list(ondevice._groups(sizes))),"
         " *(d.hex() for d in ondevice.digests([pattern(size) for size in sizes[:-1]] + [pattern(4099)[1:]]))]))",
         sizes=sizes,
     )
@@ -110,6 +111,48 @@ def test_without_triton_the_cpu_hashes(monkeypatch):
     monkeypatch.setattr(ondevice, "available", lambda: False)
     tensors = list(awkward().values())
     assert ondevice.digests(tensors) == [content_digest(tensor) for tensor in tensors]
+
+
+def test_where_the_kernels_cannot_be_built_the_cpu_hashes(monkeypatch):
+    """Torch for GPUs brings Triton, but no compiler; that is no reason to end a training."""
+    tries = []
+
+    def fails(*_):
+        tries.append(True)
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(ondevice, "_hash", fails)
+    monkeypatch.setattr(ondevice, "_failed", None)
+    tensors = list(awkward().values())
+    assert ondevice.available()
+    with pytest.warns(UserWarning, match="the CPU does: RuntimeError: Failed to find C compiler"):
+        assert ondevice.digests(tensors) == [content_digest(tensor) for tensor in tensors]
+    assert ondevice.digests(tensors) == [content_digest(tensor) for tensor in tensors]
+    assert len(tries) == 1
+
+
+def test_without_memory_for_the_kernels_the_cpu_hashes_this_time(monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ondevice, "_hash", full)
+    assert ondevice.digests([pattern(9)]) == [content_digest(pattern(9))]
+    assert ondevice.available()
+
+
+class There:
+    """A tensor on a GPU, as far as anybody asks who has none."""
+
+    is_cuda, device = True, torch.device("cuda:0")
+
+
+def test_a_state_on_a_gpu_is_refused_at_every_boundary():
+    """Its generators are in no state, and nobody could take its steps again."""
+    attached = Attached({"model": torch.nn.Linear(2, 2)}, None, (), (), "derived", [])
+    attached.state()
+    attached.parts.capture = lambda: State({"parameter/model.weight": There()})
+    with pytest.raises(ReplayError, match=r"model\.weight is on cuda:0: this version records trainings on the CPU"):
+        attached.state()
 
 
 def test_a_tensor_with_more_chunks_than_a_counter_holds_is_hashed_by_the_cpu(monkeypatch):
@@ -148,7 +191,7 @@ def test_the_page_is_of_what_was_measured():
     assert (PAGES / "device.md").read_text() == device.markdown(measured)
     rates = {one.what: one for one in measured.timed}
     assert rates["one tensor, by kernels"].rate > 200e9
-    billion = rates["the same: entries, digests and root"]
+    billion = rates["the same: all that a recording does at a boundary"]
     assert billion.bytes > 3 * 4 * 10**9
     assert billion.median < 0.1
 
@@ -160,8 +203,10 @@ on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), r
 
 @pytest.fixture(params=[True, False], ids=["kernels", "pieces"])
 def way(request, monkeypatch):
-    """By kernels, or by the CPU from pieces."""
-    if not request.param:
+    """By kernels alone, or by the CPU from pieces."""
+    if request.param:
+        monkeypatch.setattr(ondevice, "blake3_chunks", None)
+    else:
         monkeypatch.setattr(ondevice, "available", lambda: False)
         monkeypatch.setattr(ondevice, "PIECE", 1 << 16)
 
@@ -248,7 +293,7 @@ class TestOnAGPU:
         model = torch.nn.Linear(2, 2).cuda()
         attached = Attached({"model": model}, None, (), (), "derived", [])
         with pytest.raises(ReplayError, match=r"model\.(weight|bias) is on cuda:0: this version records trainings on"):
-            attached.declare(None, 1, None)
+            attached.state()
 
 
 def some_state(device):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import struct
 
 import numpy as np
@@ -11,7 +12,7 @@ import zstandard
 from safetensors.torch import load_file
 
 from pol import packing
-from pol.container import Location, encode_header, parse_header
+from pol.container import Location, encode_header, parse_header, read_whole
 from pol.errors import FormatError, IntegrityError
 from pol.packing import BLOCK, LEAST, Packed
 from pol.replay.state import State
@@ -282,3 +283,16 @@ def test_a_header_without_a_note_has_no_metadata():
         with pytest.raises(FormatError, match="another order"):
             parse_header(data, 8 + len(data) + 4, "it")
     assert encode_header({}, {}) == b"{}"
+
+
+def test_bytes_of_a_file_that_come_in_parts_and_that_are_not_there(tmp_path, monkeypatch):
+    """One call of the system gives 2 GiB at most."""
+    (tmp_path / "f").write_bytes(bytes(range(20)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, min(size, 3), at))
+    with (tmp_path / "f").open("rb") as file:
+        assert read_whole(file.fileno(), 2, 13, "f") == bytes(range(2, 13))
+        assert read_whole(file.fileno(), 2, 2, "f") == b""
+        for begin, end in ((15, 21), (30, 31), (5, 4)):
+            with pytest.raises(FormatError, match="f: "):
+                read_whole(file.fileno(), begin, end, "f")

@@ -6,6 +6,7 @@ the same proof. Which of these stands in the file's ``__metadata__``; what is as
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -80,6 +81,23 @@ class Placed(msgspec.Struct, frozen=True):
 
 
 Slots = Callable[[int], Iterable[Placed] | Mapping[str, Placed]]
+
+
+def read_whole(file: int, begin: int, end: int, name: str) -> bytes:
+    """Bytes ``[begin, end)`` of an open file, by its descriptor.
+
+    Raises:
+        FormatError: there are no such bytes.
+    """
+    data = os.pread(file, max(0, end - begin), begin)
+    while len(data) < end - begin:  # one call gives 2 GiB at most
+        more = os.pread(file, end - begin - len(data), begin + len(data))
+        if not more:
+            raise FormatError(f"{name}: shorter than {end} bytes")
+        data += more
+    if end < begin:
+        raise FormatError(f"{name}: bytes from {begin} to {end}")
+    return data
 
 
 def header_length(prefix: bytes, file_size: int, what: str) -> int:

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+from pol.container import read_whole
 from pol.digest import Digest, sha256_chunks
 from pol.errors import FormatError, StoreError, UsageError
 
@@ -142,22 +143,6 @@ class ProofDirectory:
         """SHA-256 of a file, streamed."""
         with os.fdopen(self.open(name), "rb") as file:
             return sha256_chunks(iter(lambda: file.read(_CHUNK), b""))
-
-
-def read_whole(descriptor: int, begin: int, end: int, name: str) -> bytes:
-    """Bytes ``[begin, end)`` of the open file ``name``.
-
-    Raises:
-        FormatError: the file is shorter.
-    """
-    parts = []
-    while begin < end:  # one call gives 2 GiB at most
-        part = os.pread(descriptor, end - begin, begin)
-        if not part:
-            raise FormatError(f"{name}: shorter than {end} bytes")
-        parts.append(part)
-        begin += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def checked(listing: Iterable[tuple[str, int | None]], further: Collection[str] = ()) -> dict[str, int]:

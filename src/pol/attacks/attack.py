@@ -62,9 +62,10 @@ class Attack:
     reported: str = ""
     """What is published of it, with the source: by its authors, or measured on the released code of 2021. Empty if
     nothing is. *rho* is the error of a replay over the claimed move; sections and numbers are those of the study."""
-    adapts: bool | Literal["paper-2021"] = False
+    adapts: bool | Literal["paper-2021", "limits"] = False
     """Whether it makes another forgery for another policy; else one for each rule will do. ``paper-2021``: it reads
-    what only policies of that procedure have (deltas and Q), and one for each rule will do for all others."""
+    what only policies of that procedure have (deltas and Q), and one for each rule will do for all others. ``limits``:
+    it reads deltas and limits, and one for each rule will do for policies that have neither."""
     given: bool = False
     """Whether it says that the verifier gave out its first weights; then a verifier is one that gave out others."""
     bound: bool = False
@@ -72,7 +73,8 @@ class Attack:
 
     def forges_for(self, policy: Policy) -> str:
         """What forgeries are made for: policies with the same answer get the same one."""
-        alone = self.adapts is True or self.adapts == policy.procedure
+        believing, limited = policy.procedure == "paper-2021", policy.limits is not None
+        alone = self.adapts is True or (bool(self.adapts) and believing) or (self.adapts == "limits" and limited)
         return f"policy {policy.name}" if alone else f"rule {policy.rule}"
 
     def forge(

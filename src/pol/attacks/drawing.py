@@ -54,7 +54,7 @@ ATTACKS = (
         "thief",
         drifting,
         study=("A18", "T16"),
-        adapts=True,
+        adapts="limits",
         reported="any distance under an absolute delta; 0.09 % of that between two runs at a limit of 1e-3 of each "
         "move (attack study, A18 and section 8)",
     ),

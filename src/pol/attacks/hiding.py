@@ -204,7 +204,7 @@ ATTACKS = (
         "prover",
         data_addition,
         study=("A14",),
-        adapts=True,
+        adapts="limits",
         reported="small additions are the open case of memorisation tests (Choi et al., NeurIPS 2023)",
     ),
     Attack(

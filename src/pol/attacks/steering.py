@@ -205,7 +205,7 @@ _REPORTED = "errors within the tolerance of each layer steer the output at will 
 
 
 def _attack(name: str, title: str, make: Callable[[Workshop, Path], None]) -> Attack:
-    return Attack(name, title, "thief", make, study=("A20",), adapts=True, reported=_REPORTED)
+    return Attack(name, title, "thief", make, study=("A20",), adapts="limits", reported=_REPORTED)
 
 
 ATTACKS = (

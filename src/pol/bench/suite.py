@@ -64,7 +64,7 @@ QUICK = Suite(
     # One or two for each published attack but A1, A3 and A11, whose forgeries take some trainings' worth of
     # gradients, and some of the trivial ones; the tests make all of them, on smaller models.
     ("suppressed-steps", "infinitesimal-matched", "blindfold", "repudiation",
-     "skipped-intervals", "data-addition", "order-slowdown", "ground-start", "distilled", "drifting", "amplified",
+     "skipped-intervals", "data-addition", "chosen-order", "ground-start", "distilled", "drifting", "amplified",
      "spliced", "adaptive", "nan-bridge", "signed-again", "edited-checkpoint-sealed"),
     PLAIN,
 )  # fmt: skip

@@ -51,6 +51,7 @@ class Attached:
         """The whole state: that of the parts, and the generators that the program keeps itself."""
         self.bases.glance()
         state = self.parts.capture()
+        _check_on_cpu(state)
         if self.kept is not None:
             self.kept.capture(state)
         return state
@@ -74,7 +75,6 @@ class Attached:
     def declare(self, loader: Loader, epochs: int, entries: list[Entry] | None) -> Declaration:
         """What the program declares; entries are those that it was built with, unless they are known."""
         built = self.state()  # also where entries are known: it refuses what no state can hold
-        _check_on_cpu(built)
         return Declaration(
             parts=self.parts.describe(),
             entries=[entry for entry, _ in built.entries()] if entries is None else entries,
@@ -93,7 +93,7 @@ class Attached:
 
 
 def _check_on_cpu(state: State) -> None:
-    """States may lie on a GPU, but this version cannot put its generators where a step needs them."""
+    """A state may lie on a GPU, but this version cannot put the generators there where a step needs them."""
     for key, tensor in state.tensors.items():
         if tensor.is_cuda:
             raise ReplayError(

@@ -1,11 +1,13 @@
 """Copies of a state's tensors in host memory, which is filled anew for each state.
 
 From a GPU they come through pinned memory while it trains on: a copy on the device, which takes some milliseconds, is
-what travels. Where the device has no room for one, its next kernels wait until the state is out.
+what travels. So a state on its way is in memory twice more, there and here. Where the device has no room for that, its
+next kernels wait until the state is out: those of the stream on which the training works.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -45,18 +47,18 @@ class Copies:
     def _room(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
         memory = self._memory.get(key)
         if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda, device="cpu")
         return memory
 
     def _fetch(self, device: torch.device, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.cuda.Event:
         """Have tensors copied from their device; an event of when they are there."""
         now, event = torch.cuda.current_stream(device), torch.cuda.Event()
+        beside = now  # whatever comes next writes only when this is done
         if _has_room(device, sum(tensor.nbytes for _, tensor in pairs)):
-            pairs = [(memory, tensor.clone()) for memory, tensor in pairs]
-            beside = self._streams.setdefault(device, torch.cuda.Stream(device))
-            beside.wait_stream(now)
-        else:
-            beside = now  # whatever comes next writes only when this is done
+            with contextlib.suppress(torch.cuda.OutOfMemoryError):  # there was room, but in pieces
+                pairs = [(memory, tensor.clone(memory_format=torch.contiguous_format)) for memory, tensor in pairs]
+                beside = self._streams.setdefault(device, torch.cuda.Stream(device))
+                beside.wait_stream(now)
         with torch.cuda.stream(beside):
             for memory, tensor in pairs:
                 memory.copy_(tensor, non_blocking=True)

@@ -71,7 +71,8 @@ class Digests:
         found = []
         for seen in self._views.of(state):
             entry = seen.entry
-            if seen.view is None:  # on a GPU looking takes longer than hashing
+            if seen.view is None:
+                # Hashed at once, on a GPU: looking whether it is the same would take longer.
                 content = there.get(entry.key) or self._content(entry.key, seen.tensor, kept=kept)
             else:
                 content = blake3_bytes(seen.view)

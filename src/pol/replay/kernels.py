@@ -141,7 +141,8 @@ def whole_chunks(addresses, node_from, tile_message, tile_first, nodes, LANES: t
     h0, h1, h2, h3, h4, h5, h6, h7 = _start(lanes)
     counter = (first + lanes).to(tl.uint32)
     for block in range(16):
-        # Sixteen neighbouring words in one go: word by word takes 1.7 times as long (1,785 and 1,028 GB/s on an H100).
+        # Sixteen neighbouring words in one go: word by word takes 1.7 times as long. (On an H100 this kernel alone
+        # reads 1,785 GB/s, or 1,028.)
         square = lanes[:, None] * 256 + block * 16 + tl.arange(0, 16)[None, :]
         m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, ma, mb, mc, md, me, mf = _columns(tl.load(words + square), LANES)
         flags = tl.where(block == 0, 1, 0) | tl.where(block == 15, 2, 0)  # CHUNK_START, CHUNK_END

@@ -1,13 +1,15 @@
 """Content digests of tensors where they lie: BLAKE3 on the device that trains.
 
 A state that is read back to be hashed comes over the bus at 40 to 50 GB/s; the device hashes its own memory thirty
-times as fast. Where Triton is missing, the bytes come over in pieces, one copied while the other is hashed.
+times as fast. Where Triton cannot be used, the bytes come over in pieces, one copied while the other is hashed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -25,7 +27,7 @@ LANES = 128
 
 GROUP = 1 << 30
 """Bytes after which a launch is full: a chunk leaves 32 bytes and two chunks 32 more, so what is needed besides the
-state is 48 MiB, or a twentieth of the largest tensor."""
+state is 48 MiB, or a twentieth of the largest tensor; and copies of a group's tensors that are not contiguous."""
 
 LARGEST = 1 << 42
 """Bytes of the largest tensor: the counter of its chunks has 32 bits here."""
@@ -34,29 +36,44 @@ PIECE = 1 << 25
 """Bytes of one of two buffers for what is on its way: 32 MiB take half a millisecond, far more than a copy's start."""
 
 
+_failed: str | None = None
+"""Why the kernels cannot be built, once that was tried."""
+
+
 def available() -> bool:
-    """Whether the kernels can be built here."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether the kernels can be built here, as far as is known: their compiler is there, and has not failed."""
+    return _failed is None and importlib.util.find_spec("triton") is not None
 
 
 def digests(tensors: Sequence[torch.Tensor]) -> list[bytes]:
     """BLAKE3-256 of the row-major bytes of tensors on one device, 32 raw bytes each.
 
-    Made by kernels of this package where Triton is installed, and else by the CPU.
+    Made by kernels of this package where Triton builds them, and else by the CPU, which is said once.
     """
-    flat = [tensor.detach().contiguous() for tensor in tensors]
-    if not available() or any(tensor.nbytes >= LARGEST for tensor in flat):
-        return [blake3_chunks(pieces(tensor)) for tensor in flat]
-    if not flat:
-        return []
-    found = torch.empty((len(flat), 8), dtype=torch.int32, device=flat[0].device)
-    addresses = _to(np.array([tensor.data_ptr() for tensor in flat], dtype=np.int64), found.device)
-    begin = 0
-    for sizes, aligned in _groups([(tensor.nbytes, tensor.data_ptr() % 16 == 0) for tensor in flat]):
-        end = begin + len(sizes)
-        _hash(_plan(sizes, aligned, found.device), addresses[begin:end], found[begin:end])
-        begin = end
-    rows = found.cpu().numpy().astype("<i4")
+    global _failed
+    if tensors and available() and all(tensor.nbytes < LARGEST for tensor in tensors):
+        try:
+            return _by_kernels([tensor.detach() for tensor in tensors])
+        except torch.cuda.OutOfMemoryError:
+            pass  # this time
+        except Exception as error:  # of what Triton needs: a compiler, headers, a folder, a newer device
+            _failed = f"{type(error).__name__}: {error}"
+            warnings.warn(f"the GPU does not hash its tensors, the CPU does: {_failed}", stacklevel=2)
+    return [blake3_chunks(pieces(tensor.detach().contiguous())) for tensor in tensors]
+
+
+def _by_kernels(tensors: list[torch.Tensor]) -> list[bytes]:
+    device, begin = tensors[0].device, 0
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # kernels run on the current
+        found = torch.empty((len(tensors), 8), dtype=torch.int32, device=device)
+        for sizes in _groups([tensor.nbytes for tensor in tensors]):
+            end = begin + len(sizes)
+            flat = [tensor.contiguous() for tensor in tensors[begin:end]]  # copies of some, until they are hashed
+            addresses = [tensor.data_ptr() for tensor in flat]
+            plan = _plan(sizes, tuple(address % 16 == 0 for address in addresses), device)
+            _hash(plan, _to(np.array(addresses), device), found[begin:end])
+            begin = end
+        rows = found.cpu().numpy().astype("<i4")
     return [row.tobytes() for row in rows]
 
 
@@ -69,7 +86,7 @@ def pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
     copies = torch.cuda.Stream(raw.device)
     copies.wait_stream(torch.cuda.current_stream(raw.device))
     parts = raw.split(PIECE)
-    buffers = [torch.empty(min(PIECE, len(raw)), dtype=torch.uint8, pin_memory=True) for _ in parts[:2]]
+    buffers = [torch.empty(min(PIECE, len(raw)), dtype=torch.uint8, pin_memory=True, device="cpu") for _ in parts[:2]]
     arrived = [torch.cuda.Event() for _ in buffers]
 
     def fetch(number: int) -> None:
@@ -145,18 +162,17 @@ def _hash(plan: _Plan, addresses: torch.Tensor, found: torch.Tensor) -> None:
         )
 
 
-def _groups(tensors: list[tuple[int, bool]]) -> Iterator[tuple[tuple[int, ...], tuple[bool, ...]]]:
-    """Sizes and alignments of neighbours that are hashed together."""
+def _groups(sizes: list[int]) -> Iterator[tuple[int, ...]]:
+    """Sizes of neighbours that are hashed together."""
     ends = [0]
     total = 0
-    for number, (size, _) in enumerate(tensors):
+    for number, size in enumerate(sizes):
         if total and total + size > GROUP:
             ends.append(number)
             total = 0
         total += size
-    for begin, end in pairwise([*ends, len(tensors)]):
-        sizes, aligned = zip(*tensors[begin:end], strict=True)
-        yield sizes, aligned
+    for begin, end in pairwise([*ends, len(sizes)]):
+        yield tuple(sizes[begin:end])
 
 
 def _tiles(first: np.ndarray[Any, Any], count: np.ndarray[Any, Any], device: torch.device) -> _Tiles:

@@ -239,7 +239,7 @@ class Parts:
         return tensors
 
     def _persistent_of(self, part: str, module: nn.Module, buffers: frozenset[str]) -> set[str]:
-        """Names that ``state_dict`` has; it is asked again only when there are other buffers."""
+        """Names that ``state_dict`` has; asked again only when there are other buffers: a name stays what it was."""
         if part not in self._persistent or self._persistent[part][0] != buffers:
             self._persistent[part] = buffers, {_clean(name) for name in module.state_dict(keep_vars=True)}
         return self._persistent[part][1]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pol.container import Location, Placed, header_length, parse_header, resolve
+from pol.container import Location, Placed, header_length, parse_header, read_whole, resolve
 from pol.errors import FormatError, IntegrityError, ReplayError
 from pol.layout import Content, write_checkpoint
-from pol.replay.tensors import TYPES, content, content_digest, describe, device_digests, is_finite
+from pol.replay.tensors import TYPES, content, content_digest, describe, device_digests, device_finite, is_finite
 from pol.statetree import Entry, StateRoot, state_root
 
 _PART = 1 << 24
@@ -54,8 +54,9 @@ class State:
         Raises:
             ReplayError: with the entry's name.
         """
+        looked_at = {*settled, *device_finite({key: t for key, t in self.tensors.items() if key not in settled})}
         for key, tensor in self.tensors.items():
-            if key in settled or not tensor.is_floating_point() or is_finite(tensor):
+            if key in looked_at or not tensor.is_floating_point() or is_finite(tensor):
                 continue
             kind, _, name = key.partition("/")
             if not _acceptable(kind, tensor):
@@ -107,7 +108,7 @@ class _Files:
         file = self._file(slot.file or name)
         size = slot.entry.num_bytes
         memory = torch.empty(size, dtype=torch.uint8)
-        array, read = memory.numpy(), slot.reader(partial(_read, file))
+        array, read = memory.numpy(), slot.reader(partial(read_whole, file, name=slot.file or name))
         for begin in range(0, size, _PART):
             end = min(begin + _PART, size)
             array[begin:end] = np.frombuffer(read(begin, end), dtype=np.uint8)
@@ -125,16 +126,6 @@ class _Files:
 
 def _of(step: int) -> str:
     return f"{step:012d}.safetensors"
-
-
-def _read(file: int, begin: int, end: int) -> bytes:
-    data = os.pread(file, end - begin, begin)
-    while len(data) < end - begin:  # one call gives 2 GiB at most
-        more = os.pread(file, end - begin - len(data), begin + len(data))
-        if not more:
-            raise FormatError(f"shorter than {end} bytes")
-        data += more
-    return data
 
 
 def _acceptable(kind: str, tensor: torch.Tensor) -> bool:

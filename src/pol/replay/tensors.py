@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -79,6 +79,15 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(tensor.sum())
 
 
+def device_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """Keys of those tensors on a GPU whose sums are all finite: one answer is waited for, and not one for each."""
+    found = []
+    for keys in _on_devices({key: tensor for key, tensor in tensors.items() if tensor.is_floating_point()}):
+        sums = torch.stack([tensors[key].detach().sum().double() for key in keys])
+        found += [key for key, finite in zip(keys, sums.isfinite().tolist(), strict=True) if finite]
+    return found
+
+
 def content_digest(tensor: torch.Tensor) -> bytes:
     """BLAKE3-256 of a tensor's bytes."""
     return blake3_bytes(content(tensor))
@@ -86,14 +95,19 @@ def content_digest(tensor: torch.Tensor) -> bytes:
 
 def device_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
     """BLAKE3-256 of the bytes of those tensors that lie on a GPU, by their keys: made there, all at a time."""
-    devices: dict[torch.device, list[str]] = {}
-    for key, tensor in tensors.items():
-        if tensor.is_cuda:
-            devices.setdefault(tensor.device, []).append(key)
     found: dict[str, bytes] = {}
-    for keys in devices.values():
+    for keys in _on_devices(tensors):
         found.update(zip(keys, ondevice.digests([tensors[key] for key in keys]), strict=True))
     return found
+
+
+def _on_devices(tensors: Mapping[str, torch.Tensor]) -> Collection[list[str]]:
+    """The keys of tensors on GPUs, for each of these."""
+    found: dict[torch.device, list[str]] = {}
+    for key, tensor in tensors.items():
+        if tensor.is_cuda:
+            found.setdefault(tensor.device, []).append(key)
+    return found.values()
 
 
 def short_digest(tensor: torch.Tensor) -> str:

@@ -50,7 +50,7 @@ class Views:
         now = {}
         for key, tensor in state.tensors.items():
             known = self._small.get(key)
-            if known is None or known.tensor is not tensor or known.mark != layout(tensor):
+            if known is None or known.mark != layout(tensor):  # the view holds its memory: nothing else gets there
                 kind, _, name = key.partition("/")
                 entry = describe(kind, name, tensor)  # refuses what lies nowhere
                 view = _view(tensor)
