@@ -698,9 +698,9 @@ def test_the_quick_suite_gives_what_is_expected(tmp_path):
         full = [one for one in found["results"] if one["policy"] == FULL and one["in_scope"] and one["verdict"]]
         assert {one["attack"] for one in full} == {n for n in chosen.attacks if not REGISTRY[n].survives}
         assert {one["verdict"] for one in full} == {"REJECT"}
-    fooled = {one["attack"] for one in outcome["results"] if one["policy"] == PAPER and one["verdict"] == "ACCEPT"}
-    assert len(fooled) > 10
     results = [*outcome["results"], *outcome["beside"]["results"]]
+    fooled = [one["attack"] for one in results if one["policy"] == PAPER and one["verdict"] == "ACCEPT"]
+    assert len(fooled) > 13
     detections = {one["attack"]: one["detection"] for one in results if one["detection"]}
     assert all(one["low"] <= one["met"] <= one["high"] for one in detections.values())
     # Whether a jump is among the largest moves of its run, and so met for certain, is a matter of that run: on known
