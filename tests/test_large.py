@@ -292,6 +292,14 @@ def test_buffers_that_appear_later_are_of_their_own_kind():
         assert {"buffer/model.kept", "transient/model.left"} <= parts.capture().tensors.keys()
 
 
+@pytest.mark.parametrize(("value", "settled"), [(1.0, True), (1e30, False), (torch.inf, False), (torch.nan, False)])
+def test_large_values_of_small_tensors_are_looked_at_again_and_warn_nobody(value, settled):
+    """Their squares overflow, which says nothing of the values."""
+    found, state = digests.Digests(trust=True), State({"parameter/a": torch.full((5,), value)})
+    found.of(state, kept=False)
+    assert ("parameter/a" in found.settled) is settled
+
+
 def test_what_the_program_lets_go_of_is_let_go_of():
     found, key = digests.Digests(trust=True), "buffer/b"
     for size in (5, 50_000):

@@ -34,7 +34,9 @@ class Seen(NamedTuple):
 
     def is_finite(self) -> bool:
         """Whether a sum over all values was looked at and is finite; see ``tensors.is_finite``."""
-        return self.values is not None and math.isfinite(self.values.dot(self.values))
+        return self.values is not None and math.isfinite(
+            np.vdot(self.values, self.values)
+        )  # dot() warns of an overflow
 
 
 class Views:
