@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,9 @@ def awkward(device="cpu"):
     }
 
 
+with_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is for Linux on x86-64")
+
+
 def interpreted(code, **given):
     """What a program prints whose kernels run in Triton's interpreter."""
     program = "import json, sys, torch\nfrom pol.replay import ondevice\nfrom test_ondevice import *\n"
@@ -75,6 +79,7 @@ def interpreted(code, **given):
 
 
 @pytest.mark.slow
+@with_triton
 def test_the_official_vectors():
     found = interpreted(
         "sizes = json.loads(sys.argv[1])['sizes']\n"
@@ -86,6 +91,7 @@ def test_the_official_vectors():
 
 
 @pytest.mark.slow
+@with_triton
 def test_awkward_tensors():
     found = interpreted("print(json.dumps([d.hex() for d in ondevice.digests(list(awkward().values()))]))")
     assert dict(zip(awkward(), found, strict=True)) == {
@@ -93,6 +99,7 @@ def test_awkward_tensors():
     }
 
 
+@with_triton
 def test_groups_of_several_tensors_and_of_one():
     """Neighbours are hashed together up to a size; what is larger stands alone."""
     sizes = [3000, 0, 5000, TILE + 5000, 1]
@@ -113,6 +120,7 @@ def test_without_triton_the_cpu_hashes(monkeypatch):
     assert ondevice.digests(tensors) == [content_digest(tensor) for tensor in tensors]
 
 
+@with_triton
 def test_where_the_kernels_cannot_be_built_the_cpu_hashes(monkeypatch):
     """Torch for GPUs brings Triton, but no compiler; that is no reason to end a training."""
     tries = []
@@ -131,6 +139,7 @@ def test_where_the_kernels_cannot_be_built_the_cpu_hashes(monkeypatch):
     assert len(tries) == 1
 
 
+@with_triton
 def test_without_memory_for_the_kernels_the_cpu_hashes_this_time(monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
