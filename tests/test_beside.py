@@ -147,8 +147,8 @@ def test_processes_can_be_used_again_whatever_happened(play, tmp_path):
 
 
 def test_who_stops_listening_ends_them(play):
-    """In the middle of the jobs, one of which would never end."""
-    processes, job = play(3, {7: "hang"}), replay(9)
+    """In the middle of the jobs, none of which would ever end; a process that is done with its own is left as it is."""
+    processes, job = play(3, {6: "hang", 7: "hang", 8: "hang"}), replay(9)
     events = in_order(job, deal(job.segments, 3), processes)
     first = next(event for event in events if isinstance(event, Recorded))
     assert first.interval.start == 0

@@ -133,7 +133,7 @@ class Window:
         """The gradient of a step at other weights, under its own batch and generators."""
         with torch.no_grad():
             for held, values in ((self._parameters, weights), (self._buffers, buffers)):
-                for key in held.keys() & values.keys():
+                for key in sorted(held.keys() & values.keys()):
                     held[key].copy_(values[key])
         before = randomness.save()
         randomness.load(self.steps[index].generators)
@@ -147,7 +147,7 @@ class Window:
     def _evaluate(self, batch: Any) -> tuple[Gradient, Any]:
         calls: list[tuple[nn.Module, tuple[Any, ...]]] = []
         values: Tensors = {}
-        trained = {key for group in self._groups for key in group}
+        trained = dict.fromkeys(key for group in self._groups for key in group)  # in one order, as draws are given
 
         def caught(*_: Any) -> None:
             found = {key: self._parameters[key].grad for key in trained}

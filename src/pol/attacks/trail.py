@@ -179,7 +179,7 @@ def back(window: Window, index: int, after: Point, last: Tensors, stuck: int = S
             base = _searched(window, index, after, found, weights, wishes)
         weights = {**weights, **{key: torch.where(empty[key], t, weights[key]) for key, t in base.items()}}
     missed = {**after.missed, **empty}
-    for key in empty.keys() & after.missed.keys():
+    for key in sorted(empty.keys() & after.missed.keys()):
         missed[key] = empty[key] | after.missed[key]
     counters = {key: tensor - (found.buffers[key] - buffers[key]) for key, tensor in after.others.items()}
     statistics = window.statistics(found, after.statistics, counters)
