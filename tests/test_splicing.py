@@ -1,5 +1,9 @@
 """A splice really lands on the stolen model, bit for bit, and everything but its jump is taken again as recorded."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,6 +70,29 @@ def test_it_ends_at_the_stolen_model_bit_for_bit_and_the_jump_alone_fails(tmp_pa
     last = len(report.intervals) - 1
     assert (report.verdict, report.caught_by, failed(report)) == (Verdict.REJECT, 7, [last - 1])
     assert report.intervals[last].status == "passed"  # it is honest, and ends in stolen weights
+
+
+def test_where_it_lands_is_no_matter_of_the_hash_seed(tmp_path):
+    """The search drew in the order of a set: under some seeds of Python's it ended one number off."""
+    program = """
+import hashlib, sys
+from pathlib import Path
+from test_splicing import EVERY, PLAIN, forged, missed
+target, made = forged(Path(sys.argv[1]), "spliced", PLAIN, EVERY, {})
+last = sorted((made.path / "checkpoints").iterdir())[-2:]
+print(missed(target, made.path), *(hashlib.sha256(path.read_bytes()).hexdigest() for path in last))
+"""
+    found = set()
+    for seed in ("4", "5"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-c", program, str(folder)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1
+    assert found.pop().startswith("0 ")
 
 
 @pytest.mark.slow
