@@ -70,7 +70,8 @@ def interpreted(code, **given):
     """What a program prints whose kernels run in Triton's interpreter."""
     program = "import json, sys, torch\nfrom pol.replay import ondevice\nfrom test_ondevice import *\n"
     program += "assert ondevice.available()\nondevice.blake3_chunks = None  # the CPU does not help\n" + code
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(given)], env=environment, capture_output=True, text=True, check=False
     )
