@@ -18,11 +18,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
     load_pem_public_key,
 )  # fmt: skip
-from securesystemslib.dsse import Envelope as DSSE
-from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer._crypto_signer import CryptoSigner
-from securesystemslib.signer._key import SSlibKey
-from securesystemslib.signer._signature import Signature
 
 from pol import canonical
 from pol.errors import AuthenticityError, UsageError
@@ -78,6 +73,11 @@ class SigningKey:
 
     def sign(self, payload: bytes, payload_type: str) -> bytes:
         """A signed DSSE envelope, as the bytes of its file."""
+        # Here, and not above: where boto3 is installed, securesystemslib takes a third of a second for it.
+        from securesystemslib.dsse import Envelope as DSSE
+        from securesystemslib.signer._crypto_signer import CryptoSigner
+        from securesystemslib.signer._key import SSlibKey
+
         keyid = self.fingerprint.partition(":")[2]
         public = SSlibKey.from_crypto(self._private.public_key(), keyid=keyid)
         envelope = DSSE(payload, payload_type, {})
@@ -91,6 +91,11 @@ def verify_envelope(envelope: Envelope, public_pem: str, what: str) -> None:
     Raises:
         AuthenticityError: the key did not sign these bytes.
     """
+    from securesystemslib.dsse import Envelope as DSSE
+    from securesystemslib.exceptions import VerificationError
+    from securesystemslib.signer._key import SSlibKey
+    from securesystemslib.signer._signature import Signature
+
     key = load_public_key(public_pem, what)
     keyid = fingerprint(public_pem).partition(":")[2]
     signature: EnvelopeSignature = envelope.signatures[0]

@@ -56,15 +56,15 @@ def states(case: Case) -> Checks:
         FormatError: one is no state, or no file.
     """
     wanted = needed(case)
-    waiting = []
+    waiting, most = [], _most_bytes(case)
     for number, step in enumerate(wanted):
         case.progress("taking over states", number, len(wanted))
-        waiting += [] if _take_over(case, step) else [step]
+        waiting += [] if _take_over(case, step, most) else [step]
     if waiting and case.openings is not None and not case.named.repeated and _asked_before(case, case.openings):
         yield unable("openings", _AGAIN.format(request=case.openings.path / REQUEST))
         return
     if waiting and case.openings is not None:
-        waiting = _await(case, case.openings, waiting)
+        waiting = _await(case, case.openings, waiting, most)
     if not waiting and case.openings is not None and not case.checkpoints.keys() >= set(wanted):
         case.openings.remove(REQUEST)  # it is answered: the next one to be found there is another
         case.named.request = None
@@ -92,12 +92,12 @@ def _asked_before(case: Case, folder: SharedFolder) -> bool:
         return False
 
 
-def _await(case: Case, folder: SharedFolder, missing: list[int]) -> list[int]:
+def _await(case: Case, folder: SharedFolder, missing: list[int], most: int) -> list[int]:
     """Ask for states, and wait for them; those that do not come are returned."""
     _ask(case, folder, missing)
     waiting = missing
     for _ in case.patience.looks():
-        if not (waiting := [step for step in waiting if not _take_over(case, step)]):
+        if not (waiting := [step for step in waiting if not _take_over(case, step, most)]):
             break
         if case.patience.seconds > 0:
             phase = f"waiting for the prover, who is asked in {folder.path / REQUEST}"
@@ -124,8 +124,11 @@ def _how_to_go_on(case: Case, missing: list[int]) -> str:
     )
 
 
-def _take_over(case: Case, step: int) -> bool:
-    """Copy a state, kept or sent, and check the copy; False if it is not there, or not all of it yet."""
+def _take_over(case: Case, step: int, most: int) -> bool:
+    """Copy a state of at most so many bytes, kept or sent, and check the copy.
+
+    False if it is not there, or not all of it yet.
+    """
     name, kept = checkpoint_path(step), step in case.checkpoints
     source: ProofDirectory | None = case.store if kept else case.openings
     if source is None:
@@ -134,7 +137,7 @@ def _take_over(case: Case, step: int) -> bool:
     try:
         with os.fdopen(source.open(name), "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > (most := _most_bytes(case)):
+            if size > most:
                 raise IntegrityError(f"{where}: larger than a state of this run could be ({most} bytes)")
             placed = read_entries(source, name)  # half a file is not even copied
             if not any(slot.file for slot in placed):
@@ -153,6 +156,7 @@ def _take_over(case: Case, step: int) -> bool:
 
 
 def _most_bytes(case: Case) -> int:
+    """Of the file of a state of this run."""
     # Optimizer state comes after the first step, so kept states are a measure; an object's may still grow a little.
     contents = (sum(slot.entry.num_bytes for slot in placed) for placed in case.checkpoints.values())
     headers = max(case.files[checkpoint_path(step)] for step in case.checkpoints)
