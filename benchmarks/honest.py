@@ -24,12 +24,11 @@ from benchmarks import page
 from benchmarks.apart import ENDLESS
 from benchmarks.choosing import RESNET, TEXT, TINY_TEXT, Training, chosen, command, parser_for, save, say, with_data
 from benchmarks.honest_table import Measured, Verified, markdown
-from benchmarks.otherwise import Processes
 from pol import policies
 from pol.auditor import LocalAuditor
 from pol.distance import ratio
 from pol.errors import ReplayError
-from pol.executors.local import LocalProcess
+from pol.executors.local import LocalProcess, Processes
 from pol.keys import SigningKey
 from pol.messages import EventType, JobType
 from pol.profile import Profile

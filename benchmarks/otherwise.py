@@ -20,7 +20,7 @@ from pol import canonical, prover, seeds
 from pol.attacks.forger import Forger
 from pol.auditor import LocalAuditor
 from pol.checkpoint import Checkpoint
-from pol.executors.local import LocalProcess
+from pol.executors.local import Processes
 from pol.interval import Momenta
 from pol.keys import SigningKey
 from pol.messages import Failed, Recorded, Registered, Segment
@@ -66,24 +66,6 @@ class Way:
 
 
 AS_RECORDED = Way("as recorded")
-
-
-class Processes:
-    """Training processes by profile, kept from one training to the next: each takes seconds to start."""
-
-    def __init__(self) -> None:
-        self._running: dict[Profile, LocalProcess] = {}
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self._running.values():
-            process.close()
-
-    def of(self, profile: Profile) -> LocalProcess:
-        """The process of a profile."""
-        return self._running.setdefault(profile, LocalProcess(profile, isolated=True))
 
 
 class Run:
@@ -162,7 +144,7 @@ class Run:
         segment = Segment(start=first, stop=stop, checkpoint=str(begin), counts=counts)
         seed = seeds.expand(self.forger.seed, "other draws", b"") if way.redrawn else self.forger.seed
         order = self._order_file(way, start, folder) if way.redrawn or way.order != "recorded" else None
-        auditor = LocalAuditor(reference, executor=self._processes.of(way.profile))
+        auditor = LocalAuditor(reference, processes=self._processes)
         program = self._declared(auditor, way.profile, configuration, reference != self.reference or bool(way.scaled))
         events = auditor.replay(
             way.profile, configuration, seed, program, [segment], seeds.salt_key(self.forger.r), order=order,

@@ -20,9 +20,10 @@ import msgspec
 from benchmarks import page
 from benchmarks.apart import apart
 from benchmarks.choosing import RESNET, TEXT, TINY_TEXT, Training, chosen, command, parser_for, save, say, with_data
-from benchmarks.otherwise import AS_RECORDED, VARIANTS, Processes, Run, Way
+from benchmarks.otherwise import AS_RECORDED, VARIANTS, Run, Way
 from benchmarks.separation_table import Found, Measured, markdown
 from pol.checkpoint import Checkpoint
+from pol.executors.local import Processes
 from pol.profile import Profile
 
 WAYS = (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from pol.attacks.needs import DoesNotApply
 from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 from pol.attacks.workshop import Workshop
 from pol.auditor import LocalAuditor
-from pol.bench import arena, detection, pool, running, suite
+from pol.bench import arena, detection, pool, preparing, running, suite
 from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
 from pol.errors import ReplayError, UsageError
@@ -382,48 +383,86 @@ def test_another_recipe_or_attack_in_a_file_is_another_question(tmp_path, monkey
         raise Asked
 
     monkeypatch.setattr(running, "Kept", ask)
-    chosen = suite.Suite("own", f"{trained}:Own", {}, 10)
+    chosen = suite.Suite("own", f"{trained}:Own", {}, 10), [f"{tried}:lie"]
     for changed in (None, trained, helper, tried):
         if changed is not None:
             changed.write_text(changed.read_text() + "B = 2\n")
         with pytest.raises(Asked):
-            running._run(tmp_path / "cells", chosen, [f"{tried}:lie"], [], 0.5, 1, lambda *_: None)
+            running._run(tmp_path / "cells", [chosen], [], 0.5, 1, lambda *_: None)
     assert len(set(asked)) == 4
 
 
-def test_what_is_kept_is_not_made_again(tmp_path, monkeypatch):
-    kept = pool.Kept(tmp_path, [])
-    kept.put("lie", [cell()])
-    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
-    asked = []
-    monkeypatch.setattr(pool, "_run", lambda _, names, jobs, take: asked.append(names) or take(None, "as usual"))
-    assert pool.meet_all(setting, ["lie"], kept, 1, lambda *_: None) == ("as usual", {"lie": [cell()]})
-    assert asked == [[None]]
+def trial(folder, names, recipe=RECIPE, prepared=True):
+    """A training and attacks on it, as if it were prepared."""
+    training = preparing.Training(folder / "trained", folder / "reference", recipe, {}, 0.5, 10)
+    found = pool.Trial(training, names, pool.Kept(folder, []))
+    if prepared:
+        setting = arena.Setting(training.folder, recipe, Profile(threads=1), DELTA, 14, 0.5, 10)
+        found.prepared = preparing.Prepared(setting, 14, 0.1, 1000)
+    return found
 
 
-def test_what_takes_longest_is_begun_first(tmp_path, monkeypatch):
-    """At the end of the quick suite one processor waited half a minute for the adaptive forger."""
-    asked = []
-
-    def answer(_, names, jobs, take):
-        asked.extend(names)
-        for name in names:
-            take(name, [cell(name or "")])
-
-    monkeypatch.setattr(pool, "_run", answer)
-    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), {}, 1, 0.5, 10)
-    names = ["nan-bridge", "adaptive", "spliced"]
-    honest, found = pool.meet_all(setting, names, pool.Kept(tmp_path, []), 2, lambda *_: None)
-    assert asked == [None, "adaptive", "nan-bridge", "spliced"]
-    assert sorted(found) == sorted(names)
-    assert honest == [cell("")]
+def test_what_is_kept_is_not_made_again(tmp_path):
+    pool.Kept(tmp_path, []).put("spliced", [cell("spliced")])
+    begun = trial(tmp_path, ["spliced", "nan-bridge"])
+    assert begun.found == {"spliced": [cell("spliced")]}
+    assert [question.what for question in begun.missing()] == ["honest", "nan-bridge"]
+    begun.missing()[1].take([cell("nan-bridge")])
+    assert [question.what for question in begun.missing()] == ["honest"]
+    assert trial(tmp_path, ["spliced", "nan-bridge"]).found == begun.found
+    begun.missing()[0].take("as usual")
+    assert begun.missing() == []
 
 
-def test_honest_proofs_whose_verification_is_killed_are_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_run", lambda *_: False)
-    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), {}, 1, 0.5, 10)
-    with pytest.raises(ReplayError, match="verified the honest proofs was killed"):
-        pool.meet_all(setting, [], pool.Kept(tmp_path, []), 2, lambda *_: None)
+def test_what_broke_is_made_again(tmp_path):
+    begun = trial(tmp_path, ["spliced"])
+    begun.missing()[1].killed()
+    assert {one.broken for one in begun.found["spliced"]} == {True}
+    assert trial(tmp_path, ["spliced"]).found == {}
+
+
+def test_what_takes_longest_is_begun_first(tmp_path):
+    """At the end of the quick suite one processor waited half a minute for who grinds challenges for each policy."""
+    begun = trial(tmp_path, ["nan-bridge", "drifting", "spliced", "ground-challenge"])
+    asked = [question.what for question in begun.missing()]
+    assert asked == ["honest", "ground-challenge", "drifting", "nan-bridge", "spliced"]
+
+
+def test_a_training_is_prepared_in_parts_and_then_attacked(tmp_path, monkeypatch):
+    begun = trial(tmp_path, ["spliced"], prepared=False)
+    ready = trial(tmp_path, ["spliced"]).prepared
+    monkeypatch.setattr(preparing, "prepared", lambda *_: ready)
+    parts = begun.missing()
+    assert [part.what.rpartition(", ")[2] for part in parts] == list(preparing.PARTS)
+    for part in reversed(parts):
+        assert begun.prepared is None
+        part.take(1.0)
+    assert [question.what for question in begun.missing()] == ["honest", "spliced"]
+
+
+@pytest.mark.parametrize(("prepared", "words"), [(False, "prepared it"), (True, "verified the honest proofs")])
+def test_what_no_bench_can_do_without_ends_it_when_its_process_is_killed(tmp_path, monkeypatch, prepared, words):
+    monkeypatch.setattr(pool, "_answer", lambda *_: False)
+    with pytest.raises(ReplayError, match=f"the process that {words} was killed"):
+        pool.run([trial(tmp_path, [], prepared=prepared)], 2, lambda *_: None)
+
+
+def test_progress_is_of_one_part_until_attacks_begin(tmp_path):
+    said, told = queue.SimpleQueue(), []
+    begun = trial(tmp_path, ["spliced"], prepared=False)
+
+    def tell():
+        said.put(("first", ("training", 1, 10)))
+        said.put(("second", ("training", 9, 10)))
+        said.put(("first", ("", 2, 10)))
+        pool._tell([begun], ["first", "second"], said, lambda *far: told.append(far))
+        assert said.empty()
+
+    tell()
+    assert told == [("first: training", 1, 10), ("", 2, 10)]
+    begun.prepared = trial(tmp_path, []).prepared
+    tell()
+    assert told[2:] == [("attacking", 0, 1)]
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ It has processes of the recorded profile take steps again, and passes on what th
 from __future__ import annotations
 
 import contextlib
-import itertools
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import msgspec
 from pol import canonical
 from pol.digest import Digest
 from pol.errors import ReplayError, UsageError
-from pol.executors.local import Executor, LocalProcess
+from pol.executors.local import Executor, Processes
 from pol.executors.sharing import deal, in_order
 from pol.interval import Rates
 from pol.messages import (
@@ -142,6 +141,7 @@ class LocalAuditor:
         executor: What takes the place of the processes, for tests and debugging.
         jobs: How many processes share a replay; each holds up to two states. What stops a replay is looked into by one
             alone, and so is everything after it: several may have wanted more memory than there is.
+        processes: Of another's, who ends them: auditors of several recipes may share them.
 
     Raises:
         UsageError: fewer than one job.
@@ -149,7 +149,7 @@ class LocalAuditor:
 
     def __init__(
         self, recipe: Recipe | str, settings: dict[str, Any] | None = None, executor: Executor | None = None,
-        *, jobs: int = 1,
+        *, jobs: int = 1, processes: Processes | None = None,
     ) -> None:  # fmt: skip
         if jobs < 1:
             raise UsageError(f"jobs={jobs}: at least one process takes the steps again")
@@ -159,34 +159,26 @@ class LocalAuditor:
         self.settings = {name: canonical.tag(value, name) for name, value in given.items()}
         self._executor = executor
         self._jobs = jobs
-        self._processes: dict[Profile, list[LocalProcess]] = {}
+        self._processes, self._own = processes or Processes(), processes is None
 
     def __enter__(self) -> LocalAuditor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in itertools.chain.from_iterable(self._processes.values()):
-            process.close()
-        self._processes.clear()
+        if self._own:
+            self._processes.close()
 
     def prepare(self, profile: Profile) -> None:
         """See ``Auditor``: processes start, which takes them seconds, and are waited for when they get a job."""
         if self._executor is None:
-            for process in self._some(profile, self._jobs):
+            for process in self._processes.some(profile, self._jobs):
                 with contextlib.suppress(UsageError):
                     process.start()
 
     def _run(self, job: JobType) -> Iterator[EventType]:
         if self._executor is not None:
             return self._executor.run(job)
-        return self._some(job.program.profile, 1)[0].run(job)
-
-    def _some(self, profile: Profile, count: int) -> list[LocalProcess]:
-        """Processes of a profile, not all of which have been started."""
-        found = self._processes.setdefault(profile, [])
-        while len(found) < count:
-            found.append(LocalProcess(profile, isolated=True))
-        return found[:count]
+        return self._processes.of(job.program.profile).run(job)
 
     def _shared(self, job: Replay) -> Iterator[EventType]:
         """A replay by as many processes as there may be, as one of them would tell it."""
@@ -194,7 +186,7 @@ class LocalAuditor:
         if len(shares) <= 1:
             yield from self._run(job)
             return
-        given = self._executor or self._some(job.program.profile, len(shares))
+        given = self._executor or self._processes.some(job.program.profile, len(shares))
         try:
             for event in in_order(job, shares, given):
                 reached = event.interval.stop if isinstance(event, Recorded) else reached

@@ -1,19 +1,14 @@
-"""Where one attack meets every policy: in a process of its own, with one of the recorded profile for the verifier."""
+"""Where one attack meets every policy."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
-import os
 import secrets
 import shutil
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -23,9 +18,9 @@ from pol.bench.result import FULL, PAPER, SAMPLED, Cell, Detection, Spent
 from pol.bench.suite import columns
 from pol.checkpoint import Checkpoint, compare
 from pol.errors import PolError
-from pol.executors.local import LocalProcess
+from pol.executors.local import Executor, Processes
 from pol.keys import SigningKey
-from pol.profile import Profile, environment
+from pol.profile import Profile
 from pol.proof.log import parse_log
 from pol.proof.policy import Metric, Policy
 from pol.proof.report import Report, Verdict
@@ -35,8 +30,16 @@ from pol.verifier import verify
 
 Progress = Callable[[str, int, int | None], None]
 
+Rule = Literal["exact", "tolerance"]
+RULES: tuple[Rule, ...] = ("exact", "tolerance")
+
 if TYPE_CHECKING:
     from pol.attacks.attack import Attack, Forgery
+
+
+def honest_proof(folder: Path, rule: str) -> Path:
+    """Where the honest proof that fixes a rule is."""
+    return folder / f"honest-{rule}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Setting:
 
     def target(self, rule: str) -> Path:
         """The honest proof that fixes a rule."""
-        return self.folder / f"honest-{rule}"
+        return honest_proof(self.folder, rule)
 
     def key(self, forger: str) -> SigningKey:
         """The key of the prover or the thief."""
@@ -72,26 +75,18 @@ class Honest:
 
 
 class Arena:
-    """One process's tools: an executor for honest recordings, and an auditor. A context manager."""
+    """A setting, an executor of the recorded profile, and processes for audits."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, executor: Executor, processes: Processes) -> None:
         self.setting = setting
         self.policies = columns(setting.delta)
         self._effects: dict[Path, dict[str, float | None]] = {}
-        self._stack = ExitStack()
-        self._executor = self._stack.enter_context(LocalProcess(setting.profile))
-        self._auditor = self._stack.enter_context(LocalAuditor(setting.recipe))
-
-    def __enter__(self) -> Arena:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._executor, self._processes = executor, processes
 
     def honest(self) -> Honest:
         """What the policies say of the honest proofs, and what the honest model is worth."""
         reports = {
-            name: verify(self.setting.target(policy.rule), auditor=self._auditor, policy=policy)
+            name: verify(self.setting.target(policy.rule), auditor=self._auditing(self.setting.recipe), policy=policy)
             for name, policy in self.policies.items()
         }
         return Honest(reports, self._accuracy(self.setting.target("exact"), "exact", self.setting.recipe))
@@ -133,17 +128,16 @@ class Arena:
 
     def _judge(self, attack: Attack, name: str, forgery: Forgery, replayed: dict[Path, Report]) -> Cell:
         policy = self.policies[name]
-        with self._auditing(forgery.recipe) as auditor:
-            known = replayed.get(forgery.path)
-            if name == SAMPLED and known is None:  # a forgery for this policy alone
-                known = self._verify(attack, forgery, FULL, auditor)
-            if name == SAMPLED and known is not None and detection.is_complete(known):
-                verdict, step, reason, found = self._looked_up(forgery, known)
-            else:
-                report = self._verify(attack, forgery, name, auditor)
-                verdict, step, reason, found = report.verdict, report.caught_by, report.reason(), None
-                if name == FULL:
-                    replayed[forgery.path] = report
+        auditor, known = self._auditing(forgery.recipe), replayed.get(forgery.path)
+        if name == SAMPLED and known is None:  # a forgery for this policy alone
+            known = self._verify(attack, forgery, FULL, auditor)
+        if name == SAMPLED and known is not None and detection.is_complete(known):
+            verdict, step, reason, found = self._looked_up(forgery, known)
+        else:
+            report = self._verify(attack, forgery, name, auditor)
+            verdict, step, reason, found = report.verdict, report.caught_by, report.reason(), None
+            if name == FULL:
+                replayed[forgery.path] = report
         cost = forgery.cost
         return _cell(
             attack,
@@ -191,14 +185,9 @@ class Arena:
         log = ProofDirectory(self.setting.target(rule)).read(LOG, MAX_LOG_FILE)
         return parse_log(log).origin.root.weights.digest
 
-    @contextmanager
-    def _auditing(self, recipe: str) -> Iterator[LocalAuditor]:
-        """An auditor for a recipe: the one at hand, if it is that of the target."""
-        if recipe == self.setting.recipe:
-            yield self._auditor
-        else:
-            with LocalAuditor(recipe) as other:
-                yield other
+    def _auditing(self, recipe: str) -> LocalAuditor:
+        """An auditor for a recipe: forgers publish their own."""
+        return LocalAuditor(recipe, processes=self._processes)
 
 
 @dataclass(frozen=True)
@@ -237,34 +226,3 @@ def _apart(forged: Path, honest: Path) -> float | None:
 
 def _parameter(entry: Entry) -> bool:
     return entry.kind == "parameter"
-
-
-# -- in a process of a pool ---------------------------------------------------------------------------------------
-
-_ARENA: list[Arena] = []
-
-
-def start(setting: Setting) -> None:
-    """Get this process ready, before it imports torch; it ends when its parent does, however that ends."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    os.environ.update(environment(setting.profile) | {"PATH": os.environ.get("PATH", "")})
-    _ARENA.append(Arena(setting))
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)  # a pool's process would wait for work for ever, with children of its own
-
-
-def honest() -> Honest:
-    """What the policies say of the honest proofs."""
-    return _ARENA[0].honest()
-
-
-def meet(name: str) -> list[Cell]:
-    """The cells of an attack, by its name or as ``path/to/file.py:name``."""
-    from pol.attacks.registry import attack_named
-
-    return _ARENA[0].meet(attack_named(name))

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pol.bench.arena import Progress, Setting
+from pol.bench.arena import RULES, Progress, Rule, Setting, honest_proof
 from pol.bench.suite import FRACTION
 from pol.calibrator import calibrate, read_calibration
-from pol.executors.local import LocalProcess
+from pol.executors.local import Executor
 from pol.keys import SigningKey
 from pol.profile import Profile
 from pol.proof.calibration import reference_of
@@ -28,8 +28,22 @@ EVERY = 1
 RUNS = 3
 """Runs from which d_ref is measured: the fewest whose pairs show any spread."""
 
-RULES: tuple[Literal["exact", "tolerance"], ...] = ("exact", "tolerance")
 METRICS: tuple[Metric, ...] = ("l1", "l2", "linf", "cos")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is to be attacked, before it was trained."""
+
+    folder: Path
+    """Will hold the honest proofs, by rule, and holds the keys."""
+    reference: Path
+    """The calibration file: made if it is not there."""
+    recipe: str
+    settings: dict[str, Any]
+    """Constructor arguments of the recipe."""
+    budget: float
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -42,34 +56,45 @@ class Prepared:
     bytes: int
 
 
-def prepare(
-    folder: Path, recipe: str, settings: dict[str, Any], budget: float, draws: int, reference: Path, tell: Progress
-) -> Prepared:
-    """Train what is to be attacked; ``reference`` is the calibration file, which is made if it is not there."""
-    profile = Profile(threads=1)
-    keys = {name: SigningKey.generate() for name in ("prover", "thief")}
-    for name, key in keys.items():
-        key.save(folder / f"{name}.pem")
-    honest = {rule: folder / f"honest-{rule}" for rule in RULES}
-    with LocalProcess(profile) as process:
-        if not reference.exists():
-            calibrate(
-                recipe, reference, key=keys["prover"], runs=RUNS, settings=settings, profile=profile,
-                executor=process, noise=False, progress=tell,
-            )  # fmt: skip
-        seconds = {}
-        for rule, out in honest.items():
-            started = time.monotonic()
-            record(
-                recipe, out, key=keys["prover"], every=EVERY, keep=1, settings=settings, profile=profile,
-                executor=process, rule=rule, progress=tell,
-            )  # fmt: skip
-            seconds[rule] = time.monotonic() - started
-    measured = reference_of(read_calibration(reference).calibration)
+Part = Literal["calibration", Rule]
+PARTS: tuple[Part, ...] = ("calibration", *RULES)
+"""What is prepared, each by itself: the distance of independent runs, and an honest proof for each rule."""
+
+FORGERS = ("prover", "thief")
+
+
+def begin(training: Training) -> None:
+    """Make the keys."""
+    training.folder.mkdir(parents=True)
+    for name in FORGERS:
+        SigningKey.generate().save(training.folder / f"{name}.pem")
+
+
+def prepare(training: Training, part: Part, executor: Executor, profile: Profile, tell: Progress) -> float:
+    """Make one of ``PARTS``; the seconds that it took."""
+    started = time.monotonic()
+    key = SigningKey.load(training.folder / f"{FORGERS[0]}.pem")
+    if part != "calibration":
+        record(
+            training.recipe, honest_proof(training.folder, part), key=key, every=EVERY, keep=1,
+            settings=training.settings, profile=profile, executor=executor, rule=part, progress=tell,
+        )  # fmt: skip
+    elif not training.reference.exists():
+        calibrate(
+            training.recipe, training.reference, key=key, runs=RUNS, settings=training.settings, profile=profile,
+            executor=executor, noise=False, progress=tell,
+        )  # fmt: skip
+    return time.monotonic() - started
+
+
+def prepared(training: Training, profile: Profile, seconds: dict[Part, float]) -> Prepared:
+    """What has become of all ``PARTS``, which took so many seconds."""
+    measured = reference_of(read_calibration(training.reference).calibration)
     delta = {metric: FRACTION * float(measured[metric]) for metric in METRICS}
-    out = honest["exact"]
+    out = honest_proof(training.folder, "exact")
     steps = max(int(file.stem) for file in (out / CHECKPOINTS).iterdir())
-    setting = Setting(folder, recipe, profile, delta, _gradients(out, steps), budget, draws)
+    gradients = _gradients(out, steps)
+    setting = Setting(training.folder, training.recipe, profile, delta, gradients, training.budget, training.draws)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return Prepared(setting, steps, seconds["exact"], size)
 

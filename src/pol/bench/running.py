@@ -18,7 +18,8 @@ import msgspec
 
 from pol.bench import preparing, suite
 from pol.bench.arena import Progress
-from pol.bench.pool import Kept, meet_all
+from pol.bench.pool import Kept, Trial, run
+from pol.bench.preparing import Training
 from pol.bench.result import Outcome
 from pol.bench.suite import Suite, columns
 from pol.errors import UsageError
@@ -64,30 +65,45 @@ def attacks(
     trained = recipe or chosen.recipe
     given = settings if settings is not None else chosen.settings if trained == chosen.recipe else {}
     whole = not own and not names and trained == chosen.recipe and given == chosen.settings
-    found = _run(work, replace(chosen, recipe=trained, settings=given), wanted, files, budget, jobs, progress)
-    if not whole or chosen.beside is None:
-        return found
-    beside = attacks(work=work, chosen=chosen.beside, budget=budget, jobs=jobs, progress=progress)
-    return msgspec.structs.replace(found, beside=beside)
+    suites = [(replace(chosen, recipe=trained, settings=given), wanted)]
+    if whole and chosen.beside is not None:
+        suites.append((chosen.beside, list(chosen.beside.attacks or REGISTRY)))
+    found, *beside = _run(work, suites, files, budget, jobs, progress)
+    return msgspec.structs.replace(found, beside=beside[0]) if beside else found
 
 
 def _run(
-    work: Path, chosen: Suite, wanted: Sequence[str], files: Sequence[Path], budget: float, jobs: int, tell: Progress
-) -> Outcome:  # fmt: skip
-    """Run some attacks on one training."""
+    work: Path, suites: Sequence[tuple[Suite, Sequence[str]]], files: Sequence[Path], budget: float, jobs: int,
+    tell: Progress,
+) -> list[Outcome]:  # fmt: skip
+    """Run some attacks on each of some trainings."""
     from pol.attacks.registry import sources
 
     started = time.monotonic()
-    recipe, given = chosen.recipe, chosen.settings
-    code = [*files, *sources(recipe, wanted)]
-    kept = Kept(work, [recipe, given, budget, chosen.draws, preparing.environment(0)], code)
     with tempfile.TemporaryDirectory(prefix="pol-bench-", ignore_cleanup_errors=True) as temporary:
-        prepared = preparing.prepare(Path(temporary), recipe, given, budget, chosen.draws, kept.reference, tell)
-        honest, found = meet_all(prepared.setting, wanted, kept, jobs, tell)
+        trials = []
+        for chosen, wanted in suites:
+            question = [chosen.recipe, chosen.settings, budget, chosen.draws, preparing.environment(0)]
+            kept = Kept(work, question, [*files, *sources(chosen.recipe, wanted)])
+            training = Training(
+                Path(temporary) / chosen.name, kept.reference, chosen.recipe, chosen.settings, budget, chosen.draws
+            )
+            preparing.begin(training)
+            trials.append(Trial(training, wanted, kept))
+        run(trials, jobs, tell)
+    return [
+        _outcome(chosen, trial, budget, jobs, time.monotonic() - started)
+        for (chosen, _), trial in zip(suites, trials, strict=True)
+    ]
+
+
+def _outcome(chosen: Suite, trial: Trial, budget: float, jobs: int, seconds: float) -> Outcome:
+    prepared, honest = trial.prepared, trial.honest
+    assert prepared is not None and honest is not None
     return Outcome(
         suite=chosen.name,
-        recipe=recipe,
-        settings=given,
+        recipe=chosen.recipe,
+        settings=chosen.settings,
         steps=prepared.steps,
         every=preparing.EVERY,
         budget=budget,
@@ -99,6 +115,6 @@ def _run(
         honest_bytes=prepared.bytes,
         honest_accuracy=honest.accuracy,
         environment=preparing.environment(jobs),
-        seconds=time.monotonic() - started,
-        results=[cell for name in wanted for cell in found[name]],
+        seconds=seconds,
+        results=[cell for name in trial.names for cell in trial.found[name]],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -162,6 +163,39 @@ class LocalProcess:
         except msgspec.DecodeError:  # it was killed in the middle of a line
             self.close()
             return [Failed(kind="Killed", message="the training process ended in the middle of an answer")]
+
+
+class Processes:
+    """Isolated processes by profile, kept from one training to the next: each takes seconds to start.
+
+    Trainings of several recipes may share them, for each job runs in a fresh fork. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Profile, list[LocalProcess]] = {}
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End them all."""
+        for process in itertools.chain.from_iterable(self._found.values()):
+            process.close()
+        self._found.clear()
+
+    def of(self, profile: Profile) -> LocalProcess:
+        """One of a profile."""
+        return self.some(profile, 1)[0]
+
+    def some(self, profile: Profile, count: int) -> list[LocalProcess]:
+        """As many of a profile, not all of which have been started."""
+        found = self._found.setdefault(profile, [])
+        while len(found) < count:
+            found.append(LocalProcess(profile, isolated=True))
+        return found[:count]
 
 
 _CHUNK = 1 << 16

@@ -136,10 +136,11 @@ def markdown(outcome: Outcome, figure: str) -> str:
 def _tables(outcome: Outcome, figure: str = "") -> str:
     settings = ", ".join(f"{name} = {value}" for name, value in outcome.settings.items()) or "as it is"
     environment = ", ".join(f"{name} {value}" for name, value in outcome.environment.items())
+    whole = f"{duration(outcome.seconds)} in all; " if figure else ""  # a training beside has no time of its own
     parts = [
         f"Suite `{outcome.suite}`: `{outcome.recipe}` ({settings}), {plural(outcome.steps, 'step')}, k = "
         f"{outcome.every}; the honest training took {duration(outcome.honest_seconds)} and its proof "
-        f"{size(outcome.honest_bytes)}. {duration(outcome.seconds)} in all; {environment}.",
+        f"{size(outcome.honest_bytes)}. {whole}{environment}.",
         figure + _verdicts(outcome),
         *(f"- {text}" for text, _ in summary(outcome)),
         _detections(outcome),
