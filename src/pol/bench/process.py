@@ -30,6 +30,7 @@ class _Tools:
     def __init__(self, said: SimpleQueue[Said]) -> None:
         self.said = said
         self.executor, self._audits = LocalProcess(PROFILE), Processes()
+        self.executor.start()
 
     def arena(self, setting: Setting) -> Arena:
         """Where attacks on a setting meet the policies."""
