@@ -8,7 +8,7 @@ import torch
 from msgspec import structs
 
 from factory import PLAIN, RECIPE, STEPS, InProcess, check, factory, judge, known_key, same_every_time
-from pol.attacks import deltas, infinitesimal, untaken
+from pol.attacks import deltas, infinitesimal, lines, untaken
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
 from pol.attacks.registry import REGISTRY
@@ -135,16 +135,19 @@ def test_as_few_pieces_as_will_do(metric):
                 for i in range(count + 1)]  # fmt: skip
         return max(deltas.apart(a, b).metric(metric) for a, b in itertools.pairwise(line))
 
-    count = infinitesimal.pieces(first, last, limits)
+    count = lines.pieces(first, last, limits)
     assert count > 10
     assert largest(count) <= limits[metric] < largest(int(0.9 * count))
 
 
 def test_pieces_of_lines_that_go_nowhere_or_straight_from_zero():
     one, two = (State({"parameter/a": torch.full((4,), value)}) for value in (1.0, 2.0))
-    assert infinitesimal.pieces(one, one, {"l2": 0.1, "cos": 0.1}) == 1
-    assert infinitesimal.pieces(one, two, {"cos": 0.1}) == 1
-    assert infinitesimal.pieces(one, two, {"l2": 0.0}) == infinitesimal.MOST + 1
+    assert lines.pieces(one, one, {"l2": 0.1, "cos": 0.1}) == 1
+    assert lines.pieces(one, two, {"cos": 0.1}) == 1
+    assert lines.pieces(one, two, {"l2": 0.0}) == lines.MOST + 1
+    back = State({"parameter/a": torch.full((4,), -1.0)})  # through zero, where no angle is small
+    assert lines.pieces(one, back, {"cos": 0.1}) == lines.MOST + 1
+    assert lines.pieces(one, back, {"l2": 0.5}, 1.0) == 8
 
 
 @pytest.mark.parametrize(

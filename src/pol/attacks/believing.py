@@ -5,7 +5,6 @@ No step is taken. At a logged rate of 0 a replay stays where it begins, so all t
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from pol.attacks.deltas import deltas
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import straight
+from pol.attacks.lines import MOST, pieces
 from pol.attacks.planning import MEMORY, Ground, Plan, begin, pass_by
 from pol.attacks.workshop import Workshop
 from pol.proof.genesis import boundaries
@@ -54,12 +54,12 @@ def _begun(ground: Ground, workshop: Workshop, settings: dict[str, Any], every: 
 
 
 def _pieces(ground: Ground) -> list[Plan]:
-    needed = pieces(ground.fresh, ground.stolen, deltas(ground.policy))
+    needed = pieces(ground.fresh, ground.stolen, deltas(ground.policy), SHARE)
     size = sum(tensor.nbytes for tensor in ground.stolen.tensors.values())
     free = ground.takes("num_epochs")
     epochs = max(ground.target.genesis.spec.declaration.epochs, -(-needed // ground.epoch)) if free else 0
     steps = epochs * ground.epoch if free else ground.target.steps
-    if needed > steps or steps * size > MEMORY:
+    if needed > min(steps, MOST) or steps * size > MEMORY:
         return []
 
     def make(workshop: Workshop, out: Path) -> None:
@@ -68,27 +68,6 @@ def _pieces(ground: Ground) -> list[Plan]:
         forger.seal(out, workshop.key)
 
     return [_plan(ground, "pieces", steps, make)]
-
-
-def pieces(first: State, last: State, deltas: dict[str, float]) -> int:
-    """How many equal pieces of the straight line between two states are each below every delta."""
-    keys = [key for key in last.tensors if key.startswith("parameter/") and first.tensors.keys() >= {key}]
-    a, b = (torch.cat([state.tensors[key].double().flatten() for key in keys]) for state in (first, last))
-    way = (b - a).abs()
-    whole = {"l1": float(way.sum()), "l2": float(way.norm()), "linf": float(way.max())}
-    found = [whole[name] / (SHARE * delta) if delta else math.inf for name, delta in deltas.items() if name in whole]
-    if "cos" in deltas:
-        found.append(_turns(a, b) / math.acos(1 - min(1.0, SHARE * deltas["cos"])) if deltas["cos"] else math.inf)
-    most = max(found, default=1.0)
-    return math.ceil(most) if math.isfinite(most) else MEMORY
-
-
-def _turns(a: torch.Tensor, b: torch.Tensor) -> float:
-    """How many pieces of one radian the fastest turn of the line would fill: its length over its least distance."""
-    way = b - a
-    share = float(-(a * way).sum() / way.square().sum().clamp_min(1e-300))
-    nearest = float((a + min(1.0, max(0.0, share)) * way).norm())
-    return float(way.norm()) / nearest if nearest else math.inf
 
 
 # -- an end in no window (I5) ------------------------------------------------------------------------------------------

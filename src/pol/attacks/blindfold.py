@@ -13,8 +13,9 @@ from pathlib import Path
 from pol.attacks.attack import Attack
 from pol.attacks.deltas import apart, choosing, deltas, top
 from pol.attacks.forger import Forger
-from pol.attacks.infinitesimal import begun_long_enough, check_pieces, pieces
+from pol.attacks.infinitesimal import begun_long_enough, check_pieces
 from pol.attacks.interpolation import between
+from pol.attacks.lines import pieces
 from pol.attacks.needs import DoesNotApply
 from pol.attacks.untaken import lengthened, untaken
 from pol.attacks.workshop import Workshop

@@ -13,26 +13,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pol.attacks.attack import Attack
 from pol.attacks.deltas import apart, deltas
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import straight
+from pol.attacks.lines import MOST, pieces
 from pol.attacks.needs import DoesNotApply
 from pol.attacks.starts import begun, matched
 from pol.attacks.untaken import STILL, untaken
 from pol.attacks.workshop import Workshop
-from pol.replay.state import State
-
-SHARE = 0.99
-"""How much of a delta a piece uses: float32 rounds the points of the line."""
 
 SPARE = 1.1
 """How many more pieces are registered than one start needed: the next start is another."""
-
-MOST = 10_000
-"""Most pieces: T' of the published code, whose every piece was ten steps."""
 
 TRIES = 8
 """How often a longer run is begun: starts of one law are about equally far from the stolen weights."""
@@ -92,33 +84,6 @@ def begun_long_enough(
             break
         wanted = math.ceil(SPARE * max(wanted, there))
     raise DoesNotApply(f"this attack needs limits that {MOST} steps can keep to; these need {wanted}")
-
-
-def pieces(first: State, last: State, limits: dict[str, float]) -> int:
-    """Into how many pieces a straight line must be cut, so that none is longer than the limits."""
-    whole = apart(first, last)
-    parts = [_over(whole.metric(name), SHARE * limit) for name, limit in limits.items() if name != "cos"]
-    if "cos" in limits:  # 1 - cos(angle) <= limit
-        parts.append(_over(_fastest_turn(first, last), 2 * math.asin(math.sqrt(min(2.0, SHARE * limits["cos"]) / 2))))
-    most = max(1.0, *parts)
-    return math.ceil(most) if math.isfinite(most) else MOST + 1
-
-
-def _over(size: float, limit: float) -> float:
-    return size / limit if limit else math.inf
-
-
-def _fastest_turn(first: State, last: State) -> float:
-    """By which angle the line turns, seen from zero, where it turns fastest, if it were as fast all along."""
-    keys = sorted(key for key in first.tensors if key.startswith("parameter/"))
-    a, b = (torch.cat([state.tensors[key].detach().double().flatten() for key in keys]) for state in (first, last))
-    way = b - a
-    length, along = float(way.square().sum()), float(a @ way)
-    if not length:
-        return 0.0
-    nearest = a + way * min(1.0, max(0.0, -along / length))
-    beside = max(0.0, float(a.square().sum()) * length - along**2)  # of the line, from zero, times its length; squared
-    return math.sqrt(beside) / float(nearest.square().sum())
 
 
 def check_pieces(forger: Forger, limits: dict[str, float], honest: Collection[int] = ()) -> None:

@@ -14,7 +14,8 @@ from pol.attacks.attack import Attack
 from pol.attacks.blindfold import bridge, covered, hidden, least
 from pol.attacks.deltas import TOP, deltas, top
 from pol.attacks.forger import Forger
-from pol.attacks.infinitesimal import MOST, SPARE, pieces
+from pol.attacks.infinitesimal import SPARE
+from pol.attacks.lines import MOST, pieces
 from pol.attacks.needs import DoesNotApply
 from pol.attacks.untaken import untaken
 from pol.attacks.workshop import Workshop

@@ -4,39 +4,50 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
-from pol.attacks.needs import DoesNotApply
+from pol.attacks.deltas import apart
 from pol.replay.state import State
 
-MOST_PIECES = 10_000
-"""Of a line: ten times as many as the infinitesimal update attack takes in its code (attack study, A4)."""
+SHARE = 0.99
+"""How much of a delta a piece uses: float32 rounds the points of the line."""
+
+MOST = 10_000
+"""Most pieces: T' of the published code of the infinitesimal update attack, whose every piece was ten steps."""
 
 
-def pieces(first: State, last: State, limits: dict[str, float]) -> int:
-    """Into how many equal pieces the line between the parameters of two states falls, if each is to be within limits.
+def pieces(first: State, last: State, limits: dict[str, float], share: float = SHARE) -> int:
+    """Into how many pieces the line between the parameters of two states must be cut.
 
-    Raises:
-        DoesNotApply: too many.
+    Args:
+        first: Where it begins.
+        last: Where it ends.
+        limits: None is longer than these, by metric.
+        share: Of each limit that a piece may use.
+
+    Returns:
+        More than ``MOST`` where no number is enough.
     """
-    names = [key for key in last.tensors if key.startswith("parameter/")]
-    start, end = (torch.cat([state.tensors[key].double().flatten() for key in names]) for state in (first, last))
-    way = end - start
-    lengths = {"l1": float(way.abs().sum()), "l2": float(way.norm()), "linf": float(way.abs().max())}
-    needed = [lengths[name] / limit if limit else math.inf for name, limit in limits.items() if name in lengths]
-    least, sharpest = max([1.0, *needed]), limits.get("cos", math.inf)
-    aa, ad, dd = (float(torch.dot(a, b)) for a, b in ((start, start), (start, way), (way, way)))
+    whole = apart(first, last)
+    parts = [_over(whole.metric(name), share * limit) for name, limit in limits.items() if name != "cos"]
+    if "cos" in limits:  # 1 - cos(angle) <= limit
+        parts.append(_over(_fastest_turn(first, last), 2 * math.asin(math.sqrt(min(2.0, share * limits["cos"]) / 2))))
+    most = max(1.0, *parts) if parts else 1.0
+    return math.ceil(most) if math.isfinite(most) else MOST + 1
 
-    def turn(count: int) -> float:
-        """The largest cosine distance between neighbours."""
-        share = np.linspace(0.0, 1.0, count + 1)
-        squares = aa + 2 * share * ad + share**2 * dd
-        products = aa + (share[:-1] + share[1:]) * ad + share[:-1] * share[1:] * dd
-        return float((1 - products / np.sqrt(squares[:-1] * squares[1:])).max())
 
-    counts = range(math.ceil(least), MOST_PIECES + 1) if least <= MOST_PIECES else ()
-    for count in counts:
-        if turn(count) <= sharpest:
-            return count
-    raise DoesNotApply(f"this attack needs deltas that a line of {MOST_PIECES} pieces keeps")
+def _over(size: float, limit: float) -> float:
+    return size / limit if limit else math.inf
+
+
+def _fastest_turn(first: State, last: State) -> float:
+    """By which angle the line turns, seen from zero, where it turns fastest, if it were as fast all along."""
+    keys = sorted(key for key in first.tensors if key.startswith("parameter/"))
+    a, b = (torch.cat([state.tensors[key].detach().double().flatten() for key in keys]) for state in (first, last))
+    way = b - a
+    length, along = float(way.square().sum()), float(a @ way)
+    if not length:
+        return 0.0
+    nearest = a + way * min(1.0, max(0.0, -along / length))
+    beside = max(0.0, float(a.square().sum()) * length - along**2)  # of the line, from zero, times its length; squared
+    return _over(math.sqrt(beside), float(nearest.square().sum()))  # through zero, it turns about at once

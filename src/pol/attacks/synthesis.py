@@ -40,7 +40,7 @@ from pol.attacks.attack import Attack
 from pol.attacks.deltas import deltas
 from pol.attacks.forger import Forger
 from pol.attacks.interpolation import between
-from pol.attacks.lines import pieces
+from pol.attacks.lines import MOST, pieces
 from pol.attacks.matching import EVALUATION, Aim, Objective, groups_of, modules_of, trained
 from pol.attacks.needs import DoesNotApply
 from pol.attacks.programs import SAMPLES, Supplied, write_items
@@ -153,8 +153,10 @@ def _forged(workshop: Workshop, out: Path, kind: _Kind) -> None:
         raise DoesNotApply("this attack needs a recipe that takes one batch in a step")
     first = _start(workshop, target, stolen)
     every = 1 if kind.follows else spec.every
-    limits = {name: SHARE * limit for name, limit in deltas(workshop.policy).items()}
-    steps = pieces(State(first), State(stolen), limits) * every * spec.keep
+    count = pieces(State(first), State(stolen), deltas(workshop.policy), SHARE)
+    if count > MOST:
+        raise DoesNotApply(f"this attack needs deltas that a line of {MOST} pieces keeps")
+    steps = count * every * spec.keep
     recipe = recipes.make(recipes.load(workshop.recipe), registered)
     samples = _Samples(recipe, steps, np.random.default_rng(list(target.seed)))
     own = {key: canonical.untag(value, key) for key, value in registered.items()}
