@@ -5,7 +5,6 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -171,10 +170,10 @@ def test_the_quick_suite_stands_for_every_published_attack():
     assert suite.FULL_SUITE.attacks == ()  # all of them
 
 
-def test_half_a_training_of_a_suite_pays_for_what_a_forger_needs():
+def test_half_a_training_of_a_suite_pays_for_what_a_forger_needs(tmp_path):
     """An epoch of the digits; on the training beside it, more intervals than policy exact replays all of, too."""
     for chosen in (suite.QUICK, suite.PLAIN):
-        genesis = begun(chosen)
+        genesis = begun(chosen, tmp_path / chosen.name)
         spec = genesis.spec
         left = spec.steps // 2 - 2 * CONTROL_STEPS
         assert left >= spec.declaration.steps_per_epoch(1)
@@ -183,9 +182,8 @@ def test_half_a_training_of_a_suite_pays_for_what_a_forger_needs():
     assert left >= shortest + placing.AFTER * placing.FEW
 
 
-def begun(chosen):
+def begun(chosen, out):
     """The genesis of a suite's training."""
-    out = Path(tempfile.mkdtemp(prefix="pol-bench-")) / "proof"
     record(chosen.recipe, out, key=known_key(1), settings=chosen.settings, profile=Profile(threads=1),
            executor=InProcess(), until_genesis=True)  # fmt: skip
     return Forger(out).genesis
