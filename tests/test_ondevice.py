@@ -264,10 +264,20 @@ class TestOnAGPU:
         with pytest.raises(ReplayError, match=r"model\.w has become NaN"):
             there.check_finite("after step 3")
 
-    @pytest.mark.parametrize("room", [copies.ROOM, 1e9], ids=["by a copy there", "without room"])
+    @pytest.mark.parametrize("room", ["by a copy there", "without room", "room in pieces"])
     def test_copies_are_of_the_moment(self, monkeypatch, room):
         """The next step writes as soon as it may."""
-        monkeypatch.setattr(copies, "ROOM", room)
+        clone, asked = torch.Tensor.clone, []
+
+        def third_time_refused(tensor, **given):
+            asked.append(tensor)
+            if room == "room in pieces" and len(asked) % 3 == 0:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return clone(tensor, **given)
+
+        monkeypatch.setattr(torch.Tensor, "clone", third_time_refused)
+        if room == "without room":
+            monkeypatch.setattr(copies, "ROOM", 1e9)
         kept, there = Copies(), {str(n): torch.zeros(1 << 26, device="cuda") for n in range(4)}
         places = set()
         for value in range(5):
@@ -280,6 +290,7 @@ class TestOnAGPU:
             assert all(bool((copy == value).all()) and copy.is_pinned() for copy in found.values())
             places.add(tuple(copy.data_ptr() for copy in found.values()))
         assert len(places) == 1  # filled anew
+        assert len(asked) == {"by a copy there": 20, "without room": 0, "room in pieces": 15}[room]
 
     def test_a_checkpoint_has_its_root(self, tmp_path):
         there = some_state("cuda")
