@@ -7,7 +7,6 @@ seen alone, and does not slow the steps that follow.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter, process_time
@@ -16,6 +15,7 @@ from typing import Any
 from pol.errors import Unsure, UsageError
 from pol.interval import Interval, Momenta
 from pol.messages import Measure, Measured, Opened, Recorded
+from pol.replay import randomness
 from pol.replay.data import sample_leaf
 from pol.replay.digests import Digests
 from pol.replay.driver import Arrived, Batches, Driver
@@ -38,9 +38,8 @@ WARM = 2
 NEVER = 2**53
 """A last step that no training reaches: measuring ends before."""
 
-REFETCHED, SAMPLED, LOOKING_SECONDS = 16, 64, 1.0
-"""Batches that are read again in two ways, samples that are hashed, and how long either may take: enough for a median,
-and a second is short."""
+SAMPLED, LOOKING_SECONDS = 64, 1.0
+"""Samples that are hashed, and how long that may take: enough for a median, and a second is short."""
 
 
 def measure(job: Measure, emit: Emit) -> None:
@@ -67,7 +66,7 @@ def measure(job: Measure, emit: Emit) -> None:
                 entered=entered,
                 bare=clocks.bare,
                 added=clocks.added,
-                refetched=_refetched(end, end.batches_per_step),
+                refetched=clocks.refetched(end.batches_per_step),
                 closing=clocks.closing,
                 digests=clocks.digests,
                 whole=clocks.whole,
@@ -104,6 +103,11 @@ class Clocks:
         """The Run of a measurement."""
         self._driver = ClockedDriver(frame, start, stop, observer)
         return self._driver
+
+    def refetched(self, per_step: int) -> list[float]:
+        """Seconds by which reading the batches of a step takes longer than in a loop without a Run."""
+        ours, bare = self._driver.fetched, self._driver.fetched_bare
+        return [per_step * (a - b) for a, b in zip(ours[per_step * WARM :], bare[per_step * WARM :], strict=False)]
 
     def item(self, index: int, item: Any) -> None:
         """A recording does not ask for samples."""
@@ -186,6 +190,10 @@ class ClockedDriver(Driver):
         self._since: float | None = None  # when the program was handed a batch; None while the Run works
         self._ours_since = 0.0
         self._own = self._fetching = self._ours = 0.0
+        self.fetched: list[float] = []
+        """Seconds in which a batch was read that had not been looked at,"""
+        self.fetched_bare: list[float] = []
+        """and those of the batches between, as a loop without a Run reads them."""
 
     @property
     def total(self) -> int:
@@ -238,37 +246,32 @@ class ClockedDriver(Driver):
     def _batches_of(self, loader: Loader) -> Batches:
         fetch = loader.fetch
 
-        def clocked(*given: Any) -> Any:
+        def clocked(epoch: int, batch: int, *given: Any) -> Any:
+            looked = len(self.fetched_bare) < len(self.fetched) and self._look(loader, epoch, batch)
             began = perf_counter()
-            try:
-                return fetch(*given)
-            finally:
-                self._fetching += perf_counter() - began
+            found = fetch(epoch, batch, *given)
+            seconds = perf_counter() - began
+            self._fetching += seconds
+            if not looked:
+                self.fetched.append(seconds)
+            return found
 
         loader.fetch = clocked  # type: ignore[assignment]
         return super()._batches_of(loader)
 
+    def _look(self, loader: Loader, epoch: int, batch: int) -> bool:
+        """Read a batch as a loop without a Run would, if there is a difference.
 
-def _refetched(end: Arrival, per_step: int) -> list[float]:
-    """Seconds that reading the batches of a step takes longer than in a loop without a Run.
-
-    Both ways take turns on the same batches, which have been read before: the disk is not what is compared.
-    """
-    loader, found = end.loader, list[float]()
-    began, number = perf_counter(), min(REFETCHED, loader.num_batches)
-    for batch in range(number):
-        if perf_counter() - began > LOOKING_SECONDS:
-            break
-        if loader.bare(0, batch) is None:
-            return [0.0]
-        times = [perf_counter()]
-        loader.fetch(0, batch, None)
-        times.append(perf_counter())
-        loader.bare(0, batch)
-        times.append(perf_counter())
-        ours, bare = (b - a for a, b in itertools.pairwise(times))
-        found.append(per_step * (ours - bare))
-    return found
+        In its place and not afterwards: caches are as cold as they are for the recorder.
+        """
+        saved, began = randomness.save(), perf_counter()
+        there = loader.bare(epoch, batch) is not None
+        seconds = perf_counter() - began
+        randomness.load(saved)
+        if there:
+            self.fetched_bare.append(seconds)
+        self._ours -= perf_counter() - began  # nobody's
+        return there
 
 
 def _samples(end: Arrival) -> list[float]:
