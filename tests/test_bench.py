@@ -1,13 +1,16 @@
 """The bench of attacks: what it counts, what it shows, what it keeps, and how it ends."""
 
 import json
+import multiprocessing
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +32,7 @@ from pol.bench import arena, detection, pool, preparing, running, suite
 from pol.bench.result import FULL, PAPER, RELATIVE, SAMPLED, Cell, Detection, Outcome, Spent
 from pol.cli.app import main
 from pol.errors import ReplayError, UsageError
+from pol.executors.local import Processes
 from pol.profile import Profile
 from pol.proof.genesis import CONTROL_STEPS
 from pol.proof.policy import Challenge, check_policy
@@ -88,6 +92,16 @@ def test_a_bench_is_well_only_if_what_applies_is_refused_and_says_what_does_not(
     assert ("1 of 2 attacks does not apply to this training (far).", "") in shown.summary(absent)
 
 
+def test_an_attack_that_leaves_is_broken(tmp_path):
+    """It ended the bench, and nothing was said."""
+    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    factory().keys["thief"].save(tmp_path / "thief.pem")
+    leaves = Attack("one", "one", "thief", lambda *_: sys.exit(3))
+    found = arena.Arena(setting, InProcess(), Processes())._forge(leaves, tmp_path / "out", policies.load("exact"))
+    assert found.broken
+    assert "SystemExit: 3" in found.reason
+
+
 @pytest.mark.parametrize(("raised", "broken"), [(DoesNotApply, False), (UsageError, True), (ReplayError, True)])
 def test_only_what_says_so_does_not_apply(tmp_path, raised, broken):
     """A forgery that cannot be sealed was shown as one that does not apply."""
@@ -95,10 +109,9 @@ def test_only_what_says_so_does_not_apply(tmp_path, raised, broken):
     def make(*_):
         raise raised("why")
 
-    here = object.__new__(arena.Arena)
-    here.setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    here = arena.Arena(setting, InProcess(), Processes())
     factory().keys["thief"].save(tmp_path / "thief.pem")
-    here._executor = InProcess()
     found = here._forge(Attack("one", "one", "thief", make), tmp_path / "out", policies.load("exact"))
     assert (found.reason, found.broken) == ("why", broken)
 
@@ -131,9 +144,9 @@ def test_a_verifier_that_fails_is_a_fault_too(tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no report")
 
-    here = object.__new__(arena.Arena)
-    here.setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
-    here.policies = suite.columns(DELTA)
+    here = arena.Arena(
+        arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10), InProcess(), Processes()
+    )
     monkeypatch.setattr(arena.Arena, "_forge", lambda *_: "a forgery")
     monkeypatch.setattr(arena.Arena, "_judge", fail)
     cells = here.meet(REGISTRY["interpolation"])
@@ -227,6 +240,23 @@ def test_what_is_found_on_a_training_beside_counts_and_is_shown():
         shown.table(console, found)
     assert "On Plain:" in printed.get()
     assert expectations(json.loads(msgspec.json.encode(found)))["adaptive on Plain"][SAMPLED] == CHANCE
+
+
+def test_what_a_forger_published_runs_in_no_process_that_also_runs_the_recipe(tmp_path):
+    setting = arena.Setting(tmp_path, RECIPE, Profile(threads=1), DELTA, 14, 0.5, 10)
+    with Processes() as processes:
+        here = arena.Arena(setting, InProcess(), processes)
+        auditors = [here._auditing(recipe) for recipe in (RECIPE, PLAIN, PLAIN)]
+        for auditor in auditors:
+            auditor.prepare(Profile(threads=1))
+        own, *published = [auditor._processes.of(Profile(threads=1)) for auditor in auditors]
+        assert own is processes.of(Profile(threads=1))
+        assert published[0] is published[1] is not own
+        with auditors[0]:  # who was lent processes does not end them
+            pass
+        assert own._process is not None
+        here._published.close()
+    assert own._process is None is published[0]._process
 
 
 def test_who_claims_weights_that_the_verifier_gave_out_meets_one_that_gave_out_others():
@@ -390,10 +420,10 @@ def test_another_recipe_or_attack_in_a_file_is_another_question(tmp_path, monkey
     assert len(set(asked)) == 4
 
 
-def trial(folder, names, recipe=RECIPE, prepared=True):
+def begun_round(folder, names, recipe=RECIPE, prepared=True):
     """A training and attacks on it, as if it were prepared."""
     training = preparing.Training(folder / "trained", folder / "reference", recipe, {}, 0.5, 10)
-    found = pool.Trial(training, names, pool.Kept(folder, []))
+    found = pool.Round(training, names, pool.Kept(folder, []))
     if prepared:
         setting = arena.Setting(training.folder, recipe, Profile(threads=1), DELTA, 14, 0.5, 10)
         found.prepared = preparing.Prepared(setting, 14, 0.1, 1000)
@@ -402,33 +432,33 @@ def trial(folder, names, recipe=RECIPE, prepared=True):
 
 def test_what_is_kept_is_not_made_again(tmp_path):
     pool.Kept(tmp_path, []).put("spliced", [cell("spliced")])
-    begun = trial(tmp_path, ["spliced", "nan-bridge"])
+    begun = begun_round(tmp_path, ["spliced", "nan-bridge"])
     assert begun.found == {"spliced": [cell("spliced")]}
     assert [question.what for question in begun.missing()] == ["honest", "nan-bridge"]
     begun.missing()[1].take([cell("nan-bridge")])
     assert [question.what for question in begun.missing()] == ["honest"]
-    assert trial(tmp_path, ["spliced", "nan-bridge"]).found == begun.found
+    assert begun_round(tmp_path, ["spliced", "nan-bridge"]).found == begun.found
     begun.missing()[0].take("as usual")
     assert begun.missing() == []
 
 
 def test_what_broke_is_made_again(tmp_path):
-    begun = trial(tmp_path, ["spliced"])
+    begun = begun_round(tmp_path, ["spliced"])
     begun.missing()[1].killed()
     assert {one.broken for one in begun.found["spliced"]} == {True}
-    assert trial(tmp_path, ["spliced"]).found == {}
+    assert begun_round(tmp_path, ["spliced"]).found == {}
 
 
 def test_what_takes_longest_is_begun_first(tmp_path):
     """At the end of the quick suite one processor waited half a minute for who grinds challenges for each policy."""
-    begun = trial(tmp_path, ["nan-bridge", "drifting", "spliced", "ground-challenge"])
+    begun = begun_round(tmp_path, ["nan-bridge", "drifting", "spliced", "ground-challenge"])
     asked = [question.what for question in begun.missing()]
     assert asked == ["honest", "ground-challenge", "drifting", "nan-bridge", "spliced"]
 
 
 def test_a_training_is_prepared_in_parts_and_then_attacked(tmp_path, monkeypatch):
-    begun = trial(tmp_path, ["spliced"], prepared=False)
-    ready = trial(tmp_path, ["spliced"]).prepared
+    begun = begun_round(tmp_path, ["spliced"], prepared=False)
+    ready = begun_round(tmp_path, ["spliced"]).prepared
     monkeypatch.setattr(preparing, "prepared", lambda *_: ready)
     parts = begun.missing()
     assert [part.what.rpartition(", ")[2] for part in parts] == list(preparing.PARTS)
@@ -438,16 +468,81 @@ def test_a_training_is_prepared_in_parts_and_then_attacked(tmp_path, monkeypatch
     assert [question.what for question in begun.missing()] == ["honest", "spliced"]
 
 
-@pytest.mark.parametrize(("prepared", "words"), [(False, "prepared it"), (True, "verified the honest proofs")])
+@pytest.mark.parametrize(
+    ("prepared", "words"),
+    [(False, "prepared Perceptron, calibration"), (True, "verified the honest proofs of Perceptron")],
+)
 def test_what_no_bench_can_do_without_ends_it_when_its_process_is_killed(tmp_path, monkeypatch, prepared, words):
-    monkeypatch.setattr(pool, "_answer", lambda *_: False)
-    with pytest.raises(ReplayError, match=f"the process that {words} was killed"):
-        pool.run([trial(tmp_path, [], prepared=prepared)], 2, lambda *_: None)
+    monkeypatch.setattr(pool, "_do", lambda *_: False)
+    begun = begun_round(tmp_path, [], suite.PLAIN.recipe, prepared=prepared)
+    with pytest.raises(ReplayError, match=f"the process that {words} was killed. If this machine ran out of memory"):
+        pool.run([begun], tmp_path, 2, lambda *_: None)
+
+
+def test_half_a_proof_of_a_process_that_was_killed_is_made_again(tmp_path):
+    training = preparing.Training(tmp_path / "trained", tmp_path / "reference", RECIPE, {}, 0.5, 10)
+    preparing.begin(training)
+    half = arena.honest_proof(training.folder, "exact")
+    record(RECIPE, half, key=training.folder / "prover.pem", executor=InProcess(), until_genesis=True)
+    preparing.prepare(training, "exact", InProcess(), Profile(threads=1), lambda *_: None)
+    assert (half / "attestation.json").exists()
+
+
+class Tasks:
+    """A round of tasks that are nothing but a function each."""
+
+    def __init__(self, **tasks):
+        self.tasks, self.prepared, self.found, self.names = tasks, None, {}, tuple(tasks)
+
+    def missing(self):
+        return [self.task(name) for name in self.tasks if name not in self.found]
+
+    def task(self, name):
+        return pool.Task(name, self.tasks[name], partial(self.found.__setitem__, name), partial(self.killed, name))
+
+    def killed(self, name):
+        self.found[name] = "killed"
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    return tmp_path / "scratch"
+
+
+def test_an_error_of_one_process_ends_the_others_at_once(scratch):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="invalid literal"):
+        pool.run([Tasks(slow=partial(time.sleep, 600)), Tasks(wrong=partial(int, "x"))], scratch, 2, lambda *_: None)
+    assert time.monotonic() - began < 120
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_killed_takes_no_answer_with_it(scratch):
+    rounds = [Tasks(ends=partial(os._exit, 7), long=partial(len, "abc")), Tasks(more=partial(len, "ab"))]
+    pool.run(rounds, scratch, 2, lambda *_: None)
+    assert [one.found for one in rounds] == [{"ends": "killed", "long": 3}, {"more": 2}]
+
+
+def test_what_follows_from_an_answer_is_asked_too_and_temporary_files_are_in_one_place(scratch):
+    one = Tasks(first=tempfile.gettempdir)
+    take = one.found.__setitem__
+
+    def prepared(name, answer):
+        take(name, answer)
+        if name == "first":
+            one.prepared, one.tasks = "is", {**one.tasks, "second": partial(len, "a")}
+
+    one.task = lambda name: pool.Task(name, one.tasks[name], partial(prepared, name), partial(one.killed, name))
+    told = []
+    pool.run([one], scratch, 1, lambda *far: told.append(far))
+    assert one.found == {"first": str(scratch), "second": 1}
+    assert told[-1] == ("attacking", 2, 1)
 
 
 def test_progress_is_of_one_part_until_attacks_begin(tmp_path):
     said, told = queue.SimpleQueue(), []
-    begun = trial(tmp_path, ["spliced"], prepared=False)
+    begun = begun_round(tmp_path, ["spliced"], prepared=False)
 
     def tell():
         said.put(("first", ("training", 1, 10)))
@@ -458,9 +553,12 @@ def test_progress_is_of_one_part_until_attacks_begin(tmp_path):
 
     tell()
     assert told == [("first: training", 1, 10), ("", 2, 10)]
-    begun.prepared = trial(tmp_path, []).prepared
+    begun.prepared = begun_round(tmp_path, []).prepared
     tell()
     assert told[2:] == [("attacking", 0, 1)]
+    other = begun_round(tmp_path / "other", ["nan-bridge"], prepared=False)
+    pool._tell([other, begun], [], said, lambda *far: told.append(far))
+    assert told[3:] == [("attacking", 0, 2)]
 
 
 @pytest.mark.slow

@@ -150,6 +150,15 @@ def test_pieces_of_lines_that_go_nowhere_or_straight_from_zero():
     assert lines.pieces(one, back, {"l2": 0.5}, 1.0) == 8
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_angle_is_small_near_zero(seed):
+    """Sums of squares cancelled out there, and one piece was said to be enough."""
+    a = torch.randn(50, generator=torch.Generator().manual_seed(seed)).double()
+    first, last = State({"parameter/a": a}), State({"parameter/a": -(0.5 + seed / 10) * a})
+    assert lines.pieces(first, last, {"cos": 0.1}) > lines.MOST
+    assert lines.pieces(first, last, {"cos": 0.1, "l2": 100.0}) > lines.MOST
+
+
 @pytest.mark.parametrize(
     ("recipe", "delta", "words"),
     [

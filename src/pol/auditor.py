@@ -141,7 +141,8 @@ class LocalAuditor:
         executor: What takes the place of the processes, for tests and debugging.
         jobs: How many processes share a replay; each holds up to two states. What stops a replay is looked into by one
             alone, and so is everything after it: several may have wanted more memory than there is.
-        processes: Of another's, who ends them: auditors of several recipes may share them.
+        processes: Taken instead of its own, and left running: for auditors of recipes that are trusted alike, one at a
+            time.
 
     Raises:
         UsageError: fewer than one job.

@@ -73,7 +73,8 @@ class SigningKey:
 
     def sign(self, payload: bytes, payload_type: str) -> bytes:
         """A signed DSSE envelope, as the bytes of its file."""
-        # Here, and not above: where boto3 is installed, securesystemslib takes a third of a second for it.
+        # Here, and not above: where boto3 is installed, securesystemslib takes a third of a second for it. A verifier
+        # comes here before it loads a recipe, whose folder may hold modules of the same name.
         from securesystemslib.dsse import Envelope as DSSE
         from securesystemslib.signer._crypto_signer import CryptoSigner
         from securesystemslib.signer._key import SSlibKey

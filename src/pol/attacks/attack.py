@@ -106,7 +106,7 @@ class Attack:
                 model = self.make(workshop, out)
             except PolError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 frame = traceback.extract_tb(error.__traceback__)[1:2] or traceback.extract_tb(error.__traceback__)
                 where = f"{frame[0].filename}:{frame[0].lineno}"
                 raise BrokenAttack(f"attack {self.name} failed at {where}: {type(error).__name__}: {error}") from error

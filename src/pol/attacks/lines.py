@@ -48,6 +48,6 @@ def _fastest_turn(first: State, last: State) -> float:
     length, along = float(way.square().sum()), float(a @ way)
     if not length:
         return 0.0
+    foot = a - way * (along / length)  # of the line, nearest to zero; not beside, where all may cancel out
     nearest = a + way * min(1.0, max(0.0, -along / length))
-    beside = max(0.0, float(a.square().sum()) * length - along**2)  # of the line, from zero, times its length; squared
-    return _over(math.sqrt(beside), float(nearest.square().sum()))  # through zero, it turns about at once
+    return _over(float(foot.norm()) * math.sqrt(length), float(nearest.square().sum()))

@@ -75,13 +75,13 @@ class Honest:
 
 
 class Arena:
-    """A setting, an executor of the recorded profile, and processes for audits."""
+    """A setting, an executor of the recorded profile, and processes for audits of the setting's own recipe."""
 
     def __init__(self, setting: Setting, executor: Executor, processes: Processes) -> None:
         self.setting = setting
         self.policies = columns(setting.delta)
         self._effects: dict[Path, dict[str, float | None]] = {}
-        self._executor, self._processes = executor, processes
+        self._executor, self._processes, self._published = executor, processes, Processes()
 
     def honest(self) -> Honest:
         """What the policies say of the honest proofs, and what the honest model is worth."""
@@ -95,7 +95,7 @@ class Arena:
         """One cell for each policy."""
         cells: dict[str, Cell] = {}
         replayed: dict[Path, Report] = {}
-        with tempfile.TemporaryDirectory(prefix="pol-arena-", dir=self.setting.folder) as made:
+        with tempfile.TemporaryDirectory(prefix="pol-arena-", dir=self.setting.folder) as made, self._published:
             forged: dict[str, Forgery | NoForgery] = {}
             for name in (*(n for n in self.policies if n != SAMPLED), SAMPLED):
                 policy = self.policies[name]
@@ -186,8 +186,8 @@ class Arena:
         return parse_log(log).origin.root.weights.digest
 
     def _auditing(self, recipe: str) -> LocalAuditor:
-        """An auditor for a recipe: forgers publish their own."""
-        return LocalAuditor(recipe, processes=self._processes)
+        """An auditor for a recipe. What a forger published runs in no process that also runs what others wrote."""
+        return LocalAuditor(recipe, processes=self._processes if recipe == self.setting.recipe else self._published)
 
 
 @dataclass(frozen=True)

@@ -63,20 +63,20 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Question:
+class Task:
     """What one process is to do, and what becomes of the answer."""
 
     what: str
-    """For people."""
-    ask: Callable[[], Any]
+    """Its name in what is said of it."""
+    do: Callable[[], Any]
     """A function of ``process``, with its arguments."""
     take: Callable[[Any], None]
     killed: Callable[[], None]
-    """What becomes of it if it is asked alone and its process is killed."""
+    """What becomes of it if it is alone, and its process is killed."""
 
 
 @dataclass
-class Trial:
+class Round:
     """One training and the attacks on it, as far as they are. Cells of attacks that broke are not kept."""
 
     training: Training
@@ -91,35 +91,49 @@ class Trial:
     def __post_init__(self) -> None:
         self.found |= {name: cells for name in self.names if (cells := self.kept.get(name)) is not None}
 
-    def missing(self) -> list[Question]:
-        """What can be asked now: what forges most often takes longest, and comes first, so that nobody waits for it."""
-        from pol.attacks.registry import attack_named
-
+    def missing(self) -> list[Task]:
+        """What can be done now: what forges most often takes longest, and comes first, so that nobody waits for it."""
         if self.prepared is None:
             return [self._part(part) for part in preparing.PARTS if part not in self.seconds]
-        policies = columns(self.setting.delta).values()
-        left = [name for name in self.names if name not in self.found]
-        left.sort(key=lambda name: -len({attack_named(name).forges_for(policy) for policy in policies}))
-        return [*([] if self.honest else [self._verified()]), *map(self._attack, left)]
+        left = [(self._forgeries(name), name) for name in self.names if name not in self.found]
+        left.sort(key=lambda one: -one[0])
+        return [*([] if self.honest else [self._verified()]), *(self._attack(name) for _, name in left)]
 
-    def _part(self, part: Part) -> Question:
-        what = f"{self.training.recipe.rpartition(':')[2]}, {part}"
+    @property
+    def setting(self) -> Setting:
+        """What is attacked, when it is prepared."""
+        assert self.prepared is not None
+        return self.prepared.setting
+
+    @property
+    def _name(self) -> str:
+        return self.training.recipe.rpartition(":")[2]
+
+    def _forgeries(self, name: str) -> int:
+        from pol.attacks.registry import attack_named
+
+        attack = attack_named(name)
+        return len({attack.forges_for(policy) for policy in columns(self.setting.delta).values()})
+
+    def _part(self, part: Part) -> Task:
+        what = f"{self._name}, {part}"
 
         def take(seconds: float) -> None:
             self.seconds[part] = seconds
             if len(self.seconds) == len(preparing.PARTS):
                 self.prepared = preparing.prepared(self.training, process.PROFILE, self.seconds)
 
-        return Question(what, partial(process.prepare, self.training, part, what), take, partial(_fail, "prepared it"))
+        do = partial(process.prepare, self.training, part, what)
+        return Task(what, do, take, partial(_fail, f"prepared {what}"))
 
-    def _verified(self) -> Question:
+    def _verified(self) -> Task:
         def take(honest: Honest) -> None:
             self.honest = honest
 
-        ask = partial(process.honest, self.setting)
-        return Question("honest", ask, take, partial(_fail, "verified the honest proofs"))
+        what = f"verified the honest proofs of {self._name}"
+        return Task("honest", partial(process.honest, self.setting), take, partial(_fail, what))
 
-    def _attack(self, name: str) -> Question:
+    def _attack(self, name: str) -> Task:
         def take(cells: list[Cell]) -> None:
             self.found[name] = cells
             if not any(cell.broken for cell in cells):
@@ -131,51 +145,56 @@ class Trial:
             why = arena.NoForgery("its process was killed (out of memory?)", broken=True)
             take([arena.without(attack_named(name), policy, why) for policy in columns(self.setting.delta)])
 
-        return Question(name, partial(process.meet, self.setting, name), take, killed)
-
-    @property
-    def setting(self) -> Setting:
-        """What is attacked, when it is prepared."""
-        assert self.prepared is not None
-        return self.prepared.setting
+        return Task(name, partial(process.meet, self.setting, name), take, killed)
 
 
 def _fail(what: str) -> None:
-    raise ReplayError(f"the process that {what} was killed (out of memory?)")
+    raise ReplayError(
+        f"the process that {what} was killed. If this machine ran out of memory, free some, or give --jobs 1; with "
+        "--out DIR, the same command goes on where it was"
+    )
 
 
-def run(trials: Sequence[Trial], jobs: int, tell: Progress) -> None:
-    """Answer all that is missing.
+def run(rounds: Sequence[Round], scratch: Path, jobs: int, tell: Progress) -> None:
+    """Do all that is missing.
+
+    Args:
+        rounds: What is to be done. All of it is done beside one another.
+        scratch: Folder for what processes write in passing; whoever gave it removes it, whatever became of them.
+        jobs: Processes.
+        tell: Told how far it is.
 
     Raises:
-        ReplayError: a process that prepared a training or verified its honest proofs was killed.
+        PolError: a training cannot be prepared.
+        ReplayError: a process that prepared one or verified its honest proofs was killed.
     """
-    if _answer(trials, jobs, tell):
+    if _do(rounds, scratch, jobs, tell):
         return
-    # A process that is killed takes the others of its pool with it: each question by itself, then.
-    while left := [(trial, question) for trial in trials for question in trial.missing()]:
-        if not _answer(trials, 1, tell, left[0]):
+    # A process that is killed takes the others of its pool with it: each task by itself, then.
+    while left := [(one, task) for one in rounds for task in one.missing()]:
+        if not _do(rounds, scratch, 1, tell, left[0]):
             left[0][1].killed()
 
 
-def _answer(trials: Sequence[Trial], jobs: int, tell: Progress, only: tuple[Trial, Question] | None = None) -> bool:
-    """Put one question, or all and what follows from their answers, to processes; whether none was killed."""
+def _do(
+    rounds: Sequence[Round], scratch: Path, jobs: int, tell: Progress, only: tuple[Round, Task] | None = None
+) -> bool:  # fmt: skip
+    """Give one task, or all and what follows from them, to processes; whether none of these was killed."""
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     said, (ending, going) = context.SimpleQueue(), context.Pipe(duplex=False)
-    waiting: dict[Future[Any], tuple[Trial, Question]] = {}
-    with ProcessPoolExecutor(jobs, context, process.start, (said, ending)) as pool:
+    first = [only] if only else [(one, task) for one in rounds for task in one.missing()]
+    with ProcessPoolExecutor(jobs, context, process.start, (said, ending, scratch)) as pool:
         try:
-            for trial, question in [only] if only else [(one, what) for one in trials for what in one.missing()]:
-                waiting[pool.submit(question.ask)] = trial, question
+            waiting: dict[Future[Any], tuple[Round, Task]] = {pool.submit(task.do): (one, task) for one, task in first}
             while waiting:
                 done, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
-                _tell(trials, [question.what for _, question in waiting.values()], said, tell)
-                for future in done:
-                    trial, question = waiting.pop(future)
-                    before = trial.prepared
-                    question.take(future.result())
-                    if trial.prepared is not before and not only:
-                        waiting |= {pool.submit(one.ask): (trial, one) for one in trial.missing()}
+                for future in sorted(done, key=_failed):  # answers first: they are kept
+                    one, task = waiting.pop(future)
+                    before = one.prepared
+                    task.take(future.result())
+                    if one.prepared is not before and not only:
+                        waiting |= {pool.submit(task.do): (one, task) for task in one.missing()}
+                _tell(rounds, [task.what for _, task in waiting.values()], said, tell)
         except BrokenProcessPool:
             return False
         finally:
@@ -183,12 +202,16 @@ def _answer(trials: Sequence[Trial], jobs: int, tell: Progress, only: tuple[Tria
     return True
 
 
-def _tell(trials: Sequence[Trial], waiting: Sequence[str], said: SimpleQueue[Said], tell: Progress) -> None:
+def _failed(future: Future[Any]) -> bool:
+    return future.exception() is not None
+
+
+def _tell(rounds: Sequence[Round], waiting: Sequence[str], said: SimpleQueue[Said], tell: Progress) -> None:
     """Say how far all is; of parts that are prepared beside one another, the first."""
-    prepared = any(trial.prepared for trial in trials)
+    prepared = any(one.prepared for one in rounds)
     while not said.empty():
         who, (phase, done, total) = said.get()
-        if who == waiting[0] and not prepared:
+        if not prepared and waiting and who == waiting[0]:
             tell(phase and f"{who}: {phase}", done, total)
     if prepared:
-        tell("attacking", sum(len(one.found) for one in trials), sum(len(one.names) for one in trials))
+        tell("attacking", sum(len(one.found) for one in rounds), sum(len(one.names) for one in rounds))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,19 +65,25 @@ FORGERS = ("prover", "thief")
 
 
 def begin(training: Training) -> None:
-    """Make the keys."""
+    """Make the folder of a training, which is new, and the keys in it."""
     training.folder.mkdir(parents=True)
     for name in FORGERS:
         SigningKey.generate().save(training.folder / f"{name}.pem")
 
 
 def prepare(training: Training, part: Part, executor: Executor, profile: Profile, tell: Progress) -> float:
-    """Make one of ``PARTS``; the seconds that it took."""
+    """Make one of ``PARTS``, perhaps not for the first time; the seconds that it took.
+
+    Raises:
+        PolError: it cannot be recorded.
+    """
     started = time.monotonic()
     key = SigningKey.load(training.folder / f"{FORGERS[0]}.pem")
     if part != "calibration":
+        out = honest_proof(training.folder, part)
+        shutil.rmtree(out, ignore_errors=True)  # half a proof, if the process that made it was killed
         record(
-            training.recipe, honest_proof(training.folder, part), key=key, every=EVERY, keep=1,
+            training.recipe, out, key=key, every=EVERY, keep=1,
             settings=training.settings, profile=profile, executor=executor, rule=part, progress=tell,
         )  # fmt: skip
     elif not training.reference.exists():
@@ -88,7 +95,11 @@ def prepare(training: Training, part: Part, executor: Executor, profile: Profile
 
 
 def prepared(training: Training, profile: Profile, seconds: dict[Part, float]) -> Prepared:
-    """What has become of all ``PARTS``, which took so many seconds."""
+    """What has become of all ``PARTS``, which took so many seconds.
+
+    Raises:
+        PolError: the calibration cannot be read.
+    """
     measured = reference_of(read_calibration(training.reference).calibration)
     delta = {metric: FRACTION * float(measured[metric]) for metric in METRICS}
     out = honest_proof(training.folder, "exact")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.connection
+import contextlib
 import os
+import tempfile
 import threading
 from multiprocessing.connection import Connection
 from multiprocessing.queues import SimpleQueue
-from typing import Any
+from pathlib import Path
 
 from pol.bench import preparing
 from pol.bench.arena import Arena, Honest, Setting
 from pol.bench.preparing import Part, Training
 from pol.bench.result import Cell
+from pol.errors import PolError
 from pol.executors.local import LocalProcess, Processes
 from pol.profile import Profile, environment
 
@@ -30,7 +31,8 @@ class _Tools:
     def __init__(self, said: SimpleQueue[Said]) -> None:
         self.said = said
         self.executor, self._audits = LocalProcess(PROFILE), Processes()
-        self.executor.start()
+        with contextlib.suppress(PolError, OSError):  # which its first job will say
+            self.executor.start()
 
     def arena(self, setting: Setting) -> Arena:
         """Where attacks on a setting meet the policies."""
@@ -40,20 +42,22 @@ class _Tools:
 _HERE: list[_Tools] = []
 
 
-def start(said: SimpleQueue[Said], ending: Connection) -> None:
+def start(said: SimpleQueue[Said], ending: Connection, scratch: Path) -> None:
     """Get this process ready, before it imports torch.
 
-    It ends when its parent does, however that ends, or closes the other end of ``ending``.
+    Args:
+        said: Where to say how far a task is.
+        ending: This process ends when the other end is closed, by its parent or by the end of that.
+        scratch: Folder for temporary files: it may end before it removes them.
     """
-    parent = multiprocessing.parent_process()
-    sentinels: list[Any] = [ending] if parent is None else [ending, parent.sentinel]
-    threading.Thread(target=_end_with, args=sentinels, daemon=True).start()
+    threading.Thread(target=_end_with, args=(ending,), daemon=True).start()
+    tempfile.tempdir = str(scratch)
     os.environ.update(environment(PROFILE) | {"PATH": os.environ.get("PATH", "")})
     _HERE.append(_Tools(said))
 
 
-def _end_with(*sentinels: Any) -> None:
-    multiprocessing.connection.wait(sentinels)
+def _end_with(ending: Connection) -> None:
+    ending.poll(None)
     os._exit(1)  # a pool's process would wait for work for ever, with children of its own
 
 

@@ -116,6 +116,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """As of the forgeries."""
     environment: dict[str, str]
     seconds: float
+    """Of the whole bench, with the training beside."""
     results: list[Cell]
     beside: Outcome | None = None
     """What the suite's further attacks found, on another training."""

@@ -18,7 +18,7 @@ import msgspec
 
 from pol.bench import preparing, suite
 from pol.bench.arena import Progress
-from pol.bench.pool import Kept, Trial, run
+from pol.bench.pool import Kept, Round, run
 from pol.bench.preparing import Training
 from pol.bench.result import Outcome
 from pol.bench.suite import Suite, columns
@@ -48,7 +48,8 @@ def attacks(
         progress: Told how far it is.
 
     Raises:
-        UsageError: there is no such attack.
+        UsageError: there is no such attack, or the recipe cannot be attacked.
+        PolError: the training cannot be recorded; a process that it needs was killed; the disk refused.
     """
     from pol.attacks.registry import REGISTRY, attack_named, read_attacks
 
@@ -81,7 +82,7 @@ def _run(
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pol-bench-", ignore_cleanup_errors=True) as temporary:
-        trials = []
+        rounds = []
         for chosen, wanted in suites:
             question = [chosen.recipe, chosen.settings, budget, chosen.draws, preparing.environment(0)]
             kept = Kept(work, question, [*files, *sources(chosen.recipe, wanted)])
@@ -89,16 +90,18 @@ def _run(
                 Path(temporary) / chosen.name, kept.reference, chosen.recipe, chosen.settings, budget, chosen.draws
             )
             preparing.begin(training)
-            trials.append(Trial(training, wanted, kept))
-        run(trials, jobs, tell)
+            rounds.append(Round(training, wanted, kept))
+        scratch = Path(temporary) / "scratch"
+        scratch.mkdir()
+        run(rounds, scratch, jobs, tell)
     return [
-        _outcome(chosen, trial, budget, jobs, time.monotonic() - started)
-        for (chosen, _), trial in zip(suites, trials, strict=True)
+        _outcome(chosen, made, budget, jobs, time.monotonic() - started)
+        for (chosen, _), made in zip(suites, rounds, strict=True)
     ]
 
 
-def _outcome(chosen: Suite, trial: Trial, budget: float, jobs: int, seconds: float) -> Outcome:
-    prepared, honest = trial.prepared, trial.honest
+def _outcome(chosen: Suite, made: Round, budget: float, jobs: int, seconds: float) -> Outcome:
+    prepared, honest = made.prepared, made.honest
     assert prepared is not None and honest is not None
     return Outcome(
         suite=chosen.name,
@@ -116,5 +119,5 @@ def _outcome(chosen: Suite, trial: Trial, budget: float, jobs: int, seconds: flo
         honest_accuracy=honest.accuracy,
         environment=preparing.environment(jobs),
         seconds=seconds,
-        results=[cell for name in trial.names for cell in trial.found[name]],
+        results=[cell for name in made.names for cell in made.found[name]],
     )

@@ -168,7 +168,8 @@ class LocalProcess:
 class Processes:
     """Isolated processes by profile, kept from one training to the next: each takes seconds to start.
 
-    Trainings of several recipes may share them, for each job runs in a fresh fork. A context manager.
+    Each job runs in a fresh fork, but what they compile and the pipe for events are shared: for recipes that are
+    trusted alike, one job at a time. A context manager.
     """
 
     def __init__(self) -> None:

@@ -56,6 +56,8 @@ def states(case: Case) -> Checks:
         FormatError: one is no state, or no file.
     """
     wanted = needed(case)
+    if not wanted:
+        return
     waiting, most = [], _most_bytes(case)
     for number, step in enumerate(wanted):
         case.progress("taking over states", number, len(wanted))
