@@ -688,7 +688,7 @@ def command(monkeypatch, tmp_path, capsys):
 
         if platform is not False:
             monkeypatch.setattr("pol.prover.LocalProcess", Here)
-            monkeypatch.setattr("pol.auditor.LocalProcess", Here)
+            monkeypatch.setattr("pol.executors.local.LocalProcess", Here)
         words = ["calibrate", RECIPE, "--out", "c.json", "--runs", "2", "--threads", "1", "--max-every", "2", *words]
         return main(words), *capsys.readouterr()
 

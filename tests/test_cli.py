@@ -55,7 +55,7 @@ def surroundings(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("pol.prover.LocalProcess", Here)
-    monkeypatch.setattr("pol.auditor.LocalProcess", Here)
+    monkeypatch.setattr("pol.executors.local.LocalProcess", Here)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
 

@@ -39,7 +39,7 @@ class Here(InProcess):
 @pytest.fixture
 def seldom(monkeypatch, tmp_path):
     """A proof of rule tolerance that keeps every second state; commands run in its folder, in this process."""
-    monkeypatch.setattr("pol.auditor.LocalProcess", Here)
+    monkeypatch.setattr("pol.executors.local.LocalProcess", Here)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     out = factory().folder / "answers-seldom"

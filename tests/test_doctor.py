@@ -437,7 +437,7 @@ def call(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("pol.prover.LocalProcess", Here)
-    monkeypatch.setattr("pol.auditor.LocalProcess", Here)
+    monkeypatch.setattr("pol.executors.local.LocalProcess", Here)
     monkeypatch.setattr("pol.doctor.probing.LocalProcess", Here)
     monkeypatch.chdir(tmp_path)
 

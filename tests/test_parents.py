@@ -212,7 +212,7 @@ def call(monkeypatch, tmp_path, capsys):
             """Nothing to end."""
 
     monkeypatch.setattr("pol.prover.LocalProcess", Here)
-    monkeypatch.setattr("pol.auditor.LocalProcess", Here)
+    monkeypatch.setattr("pol.executors.local.LocalProcess", Here)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("COLUMNS", "200")
 
