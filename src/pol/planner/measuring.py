@@ -89,10 +89,10 @@ def watch(
                 read, compared = miniature.read()
                 again = asking.replay(told.measured, told.intervals, miniature.path)
         found, timings = told.measured, told.measured.timings
-        whole, refetched = _middle(timings.whole), _middle(timings.refetched)
+        whole = _middle(timings.whole)
         costs = Costs(
-            bare_step=_middle(timings.bare) - refetched,
-            added=max(0.0, _middle(timings.added) + _middle(timings.closing) + refetched),
+            bare_step=_middle(timings.bare),
+            added=max(0.0, _middle(timings.added) + _middle(timings.closing) + _middle(timings.refetched)),
             digest=_middle(timings.digests[len(timings.digests) // 2 :]),  # later ones leave out what stays as it is
             whole=whole,
             noted=told.noted / len(told.intervals) + miniature.noted,

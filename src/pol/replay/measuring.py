@@ -189,7 +189,7 @@ class ClockedDriver(Driver):
         super().__init__(frame, start, stop, observer)
         self._since: float | None = None  # when the program was handed a batch; None while the Run works
         self._ours_since = 0.0
-        self._own = self._fetching = self._ours = 0.0
+        self._own = self._reading = self._fetching = self._ours = 0.0
         self.fetched: list[float] = []
         """Seconds in which a batch was read that had not been looked at,"""
         self.fetched_bare: list[float] = []
@@ -201,15 +201,15 @@ class ClockedDriver(Driver):
         return (self._declaration.epochs if self._declaration else 0) * (self._steps_per_epoch() or 0)
 
     def step_ends(self) -> tuple[float, float]:
-        """Seconds of the step that closes now: of the program with its reading of batches, and of the Run."""
+        """Seconds of the step that closes now: of the program, if it read its batches itself, and of the Run."""
         now = perf_counter()
         if self._since is not None:  # the program has returned
             self._own += now - self._since
         else:
             self._ours += now - self._ours_since
         self._since = None
-        found = self._own + self._fetching, self._ours - self._fetching
-        self._own = self._fetching = self._ours = 0.0
+        found = self._own + self._reading, self._ours - self._fetching
+        self._own = self._reading = self._fetching = self._ours = 0.0
         return found
 
     def step_begins(self) -> None:
@@ -254,6 +254,7 @@ class ClockedDriver(Driver):
             self._fetching += seconds
             if not looked:
                 self.fetched.append(seconds)
+            self._reading += self.fetched_bare[-1] if self.fetched_bare else seconds
             return found
 
         loader.fetch = clocked  # type: ignore[assignment]
