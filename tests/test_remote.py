@@ -267,8 +267,15 @@ def test_going_on_elsewhere_gives_the_same_log(url, recorded, process, tmp_path,
 
 
 def test_going_on_in_the_working_folder(url, recorded, process, tmp_path):
+    def something_is_there():
+        """What is copied beside the training may be late, on a machine that does much else."""
+        for _ in range(600):
+            if Place(url).sizes():
+                return
+            time.sleep(0.1)
+
     with pytest.raises(Killed):
-        recorded(url, executor=Cut(process, 5))
+        recorded(url, executor=Cut(process, 5, something_is_there))
     with pytest.raises(UsageError, match=r"it holds a recording to .* Go on with it by --resume, or name another"):
         recorded(url)
     with pytest.raises(UsageError, match="is not empty: give a new URL, or --resume"):
