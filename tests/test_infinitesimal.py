@@ -148,6 +148,8 @@ def test_pieces_of_lines_that_go_nowhere_or_straight_from_zero():
     back = State({"parameter/a": torch.full((4,), -1.0)})  # through zero, where no angle is small
     assert lines.pieces(one, back, {"cos": 0.1}) == lines.MOST + 1
     assert lines.pieces(one, back, {"l2": 0.5}, 1.0) == 8
+    nowhere = State({"parameter/a": torch.full((4,), torch.nan)})
+    assert lines.pieces(one, nowhere, {"l2": 0.5}) > lines.MOST
 
 
 @pytest.mark.parametrize("seed", range(20))

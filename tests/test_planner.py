@@ -121,7 +121,7 @@ def the(kind, found):
     return one
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, ADAM])
+@pytest.mark.parametrize("recipe", [RECIPE, ADAM, *(LOADERS[name] for name in ("AugmentingBatches", "OwnBatches"))])
 def test_measured_steps_are_the_steps_of_the_training(recipe, tmp_path):
     """The clocks change nothing: the same states as without them, and the same as from a plain job."""
     found = measured(tmp_path, recipe)

@@ -247,6 +247,11 @@ def test_recipes_that_it_does_not_apply_to(tmp_path, name):
         forged("suppressed-steps", recorded(tmp_path, recipe, every=3), recipe)
 
 
+def test_no_forgery_is_made_where_no_line_is_fine_enough():
+    with pytest.raises(UsageError, match="deltas that a line of 10000 pieces keeps"):
+        forged("suppressed-steps", factory().proof(recipe=PLAIN), policy=original(delta={"l2": 0.0}))
+
+
 def test_attack_one_needs_steps_without_momentum():
     with pytest.raises(UsageError, match="by SGD, whose momentum can be set to 0"):
         forged("synthesised-steps", factory().proof(), RECIPE)

@@ -73,8 +73,7 @@ class SigningKey:
 
     def sign(self, payload: bytes, payload_type: str) -> bytes:
         """A signed DSSE envelope, as the bytes of its file."""
-        # Here, and not above: where boto3 is installed, securesystemslib takes a third of a second for it. A verifier
-        # comes here before it loads a recipe, whose folder may hold modules of the same name.
+        # Here, and not above: where boto3 is installed, securesystemslib takes a third of a second for it.
         from securesystemslib.dsse import Envelope as DSSE
         from securesystemslib.signer._crypto_signer import CryptoSigner
         from securesystemslib.signer._key import SSlibKey
@@ -92,6 +91,8 @@ def verify_envelope(envelope: Envelope, public_pem: str, what: str) -> None:
     Raises:
         AuthenticityError: the key did not sign these bytes.
     """
+    # Here for the reason that ``sign`` gives. A verifier comes here before it loads a recipe, whose folder may hold
+    # modules of the same name.
     from securesystemslib.dsse import Envelope as DSSE
     from securesystemslib.exceptions import VerificationError
     from securesystemslib.signer._key import SSlibKey

@@ -32,8 +32,9 @@ def pieces(first: State, last: State, limits: dict[str, float], share: float = S
     parts = [_over(whole.metric(name), share * limit) for name, limit in limits.items() if name != "cos"]
     if "cos" in limits:  # 1 - cos(angle) <= limit
         parts.append(_over(_fastest_turn(first, last), 2 * math.asin(math.sqrt(min(2.0, share * limits["cos"]) / 2))))
-    most = max(1.0, *parts) if parts else 1.0
-    return math.ceil(most) if math.isfinite(most) else MOST + 1
+    if not all(map(math.isfinite, parts)):  # NaN is no maximum
+        return MOST + 1
+    return math.ceil(max([1.0, *parts]))
 
 
 def _over(size: float, limit: float) -> float:

@@ -1,4 +1,4 @@
-"""Several questions at a time, each in a process of its own, and what is finished kept.
+"""Several tasks at a time, each in a process of its own, and what is finished kept.
 
 A training is prepared in parts; then its honest proofs are verified and attacks meet the policies. Trainings go beside
 one another: while one is prepared, attacks on another are made.
